@@ -1,0 +1,46 @@
+# Every target makes .venv on first use. EXTRA=gpu picks the GPU build of onnxruntime.
+PYTHON ?= python3
+EXTRA ?= cpu
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+PROTOS := $(wildcard protos/interpret_api/*/*.proto)
+
+.PHONY: demo test serve bench protos lint types clean
+
+demo: $(VENV)/.demo
+	$(BIN)/interpret-server demo
+
+test: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+serve: $(VENV)/.demo
+	$(BIN)/interpret-server serve $(ARGS)
+
+bench: $(VENV)/.test
+	$(BIN)/python -m benchmarks
+
+protos: $(VENV)/.test
+	$(BIN)/python -m interpret_api.generate
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+# torch goes in first: an open-ended requirement could bring gigabytes of CUDA packages.
+$(VENV)/.torch: $(VENV)/bin/python constraints.txt
+	$(PIP) install -c constraints.txt torch
+	touch $@
+
+$(VENV)/.demo: $(VENV)/.torch pyproject.toml
+	$(PIP) install -c constraints.txt -e '.[$(EXTRA),demo]'
+	touch $@
+
+$(VENV)/.test: $(VENV)/.torch pyproject.toml
+	$(PIP) install -c constraints.txt -e '.[$(EXTRA),test]'
+	touch $@ $(VENV)/.demo
+
+clean:
+	rm -rf $(VENV) demo-output

@@ -1,0 +1,310 @@
+"""The line between the front end and the workers: plain values, no torch, no protobuf.
+
+The front end (`rpc/`) builds a `Call` and reads `Event`s; a worker holds models and plugins. A
+worker may live in this process or in another one behind the same interface.
+"""
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from ..models.manifest import Manifest
+
+ITEM_SIZES: Mapping[str, int] = {
+    "float32": 4,
+    "float64": 8,
+    "float16": 2,
+    "bfloat16": 2,
+    "int64": 8,
+    "int32": 4,
+    "int16": 2,
+    "int8": 1,
+    "uint8": 1,
+    "bool": 1,
+}
+
+
+@dataclass(frozen=True)
+class Array:
+    """A tensor outside torch: little-endian bytes in C order.
+
+    Args:
+        dtype: a key of `ITEM_SIZES`.
+        shape: all axes.
+        data: exactly `product(shape) * ITEM_SIZES[dtype]` bytes.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: bytes | memoryview
+
+
+@dataclass(frozen=True)
+class Target:
+    """One target, as a caller writes it; see `interpret_server.models.targets.TargetKind`.
+
+    Args:
+        kind: `class`, `neuron`, `channel`, `layer` or `direction`.
+        index: class or channel (one number), neuron (one number per axis of the layer).
+        layer: None means the logits.
+        direction: float values of one row, shape `(C,)` or the layer's.
+    """
+
+    kind: str
+    index: tuple[int, ...] = ()
+    layer: str | None = None
+    direction: Array | None = None
+
+
+@dataclass(frozen=True)
+class Call:
+    """A request to run a plugin on a model.
+
+    Args:
+        model: name of a loaded model.
+        plugin: name of a plugin; a name starting with `_` is one of the engine's primitives.
+        params: JSON text of the parameters.
+        inputs: `(N, *input_shape)`; or encoded images (JPEG, PNG), one per row; or None.
+        targets: none (predicted class, where there are inputs), one for all rows, or one per row.
+        seeds: none (drawn by the engine and reported), one (row i gets seed + i), or one per row.
+        tensors: auxiliary tensors by name, one row per input row.
+        render: also draw the result as PNG.
+        half: send floating-point result tensors as float16.
+        previews: send previews.
+        timeout: seconds the caller will wait; None for no limit.
+    """
+
+    model: str
+    plugin: str
+    params: str = "{}"
+    inputs: Array | tuple[bytes, ...] | None = None
+    targets: tuple[Target, ...] = ()
+    seeds: tuple[int, ...] = ()
+    tensors: Mapping[str, Array] = field(default_factory=dict)
+    render: bool = False
+    half: bool = False
+    previews: bool = False
+    timeout: float | None = None
+
+
+@dataclass(frozen=True)
+class Progress:
+    """`done` of `total` steps."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Preview:
+    """Intermediate tensors after `done` steps; drawn as PNG where the call asked for rendering."""
+
+    done: int
+    total: int
+    tensors: Mapping[str, Array]
+    pictures: Mapping[str, tuple[bytes, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One row's classes, most probable first, at most five."""
+
+    classes: tuple[int, ...]
+    probabilities: tuple[float, ...]
+    logits: tuple[float, ...]
+    labels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class RowWarning:
+    """A sentence about some rows of a result."""
+
+    message: str
+    rows: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Enough to repeat a call.
+
+    Args:
+        model, model_sha256, model_version: which file answered.
+        plugin, plugin_version: which plugin.
+        server_version: which server.
+        params: JSON text with every default filled in.
+        targets: what each row aimed at (the predicted class, where the call named none).
+        seeds: one per row.
+        device, precision: where and in which floating-point type.
+        queue_seconds, run_seconds: waiting and running.
+        batch_rows: rows of the batch in which the call ran, its own included.
+    """
+
+    model: str
+    model_sha256: str
+    model_version: str
+    plugin: str
+    plugin_version: str
+    server_version: str
+    params: str
+    targets: tuple[Target, ...]
+    seeds: tuple[int, ...]
+    device: str
+    precision: str
+    queue_seconds: float
+    run_seconds: float
+    batch_rows: int
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished call: named tensors, per-row metrics, predictions and provenance."""
+
+    tensors: Mapping[str, Array]
+    metrics: Mapping[str, tuple[float, ...]]
+    before: tuple[Prediction, ...]
+    after: tuple[Prediction, ...]
+    warnings: tuple[RowWarning, ...]
+    pictures: Mapping[str, tuple[bytes, ...]]
+    provenance: Provenance
+
+
+Event = Progress | Preview | Result
+
+
+@dataclass(frozen=True)
+class LayerInfo:
+    """A layer's name, kind and row shape."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Verification:
+    """How a loaded model was checked against its file.
+
+    Args:
+        reference: what executed the original (`torch.jit`, `onnxruntime`, ...).
+        max_difference: largest |ours - reference| over all logits checked.
+        relative_difference: the same over the largest |reference|.
+        batch_sizes: which were tried.
+        inputs: how many rows in all.
+    """
+
+    reference: str
+    max_difference: float
+    relative_difference: float
+    batch_sizes: tuple[int, ...]
+    inputs: int
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What is known of a loaded model; `form` is `graph`, `archive` or `runtime`."""
+
+    name: str
+    version: str
+    format: str
+    form: str
+    form_reason: str
+    sha256: str
+    size: int
+    device: str
+    precision: str
+    input_name: str
+    output_name: str
+    input_shape: tuple[int, ...]
+    input_dtype: str
+    input_layout: str
+    bounds: tuple[float, float] | None
+    classes: int
+    labels: tuple[str, ...]
+    logits_from: str  # `logits`, `softmax`, `log_softmax`, `sigmoid`, `probabilities`, ...
+    layers: tuple[LayerInfo, ...]
+    capabilities: frozenset[str]
+    lacking: Mapping[str, str]
+    verification: Verification
+    notes: tuple[str, ...]
+    manifest: Manifest
+    max_batch: int
+
+
+@dataclass(frozen=True)
+class ResultField:
+    """A field of a plugin's result; `role` is a value of `interpret_server.plugin.Role`."""
+
+    name: str
+    role: str
+    description: str
+
+
+@dataclass(frozen=True)
+class AuxInfo:
+    """An auxiliary tensor that a plugin accepts."""
+
+    name: str
+    description: str
+    like_input: bool
+    required: bool
+
+
+@dataclass(frozen=True)
+class PluginInfo:
+    """What is known of a plugin."""
+
+    name: str
+    kind: str
+    api: int
+    version: str
+    distribution: str
+    summary: str  # first line of the docstring
+    description: str  # the whole docstring
+    requires: frozenset[str]
+    rows: str
+    inputs: str
+    target_kinds: frozenset[str]
+    schema: Mapping[str, Any]
+    fields: tuple[ResultField, ...]
+    tensors: tuple[AuxInfo, ...]
+
+
+class Worker(Protocol):
+    """Holds models and plugins and runs calls. Every method raises `InterpretError`s only."""
+
+    def plugins(self) -> tuple[PluginInfo, ...]:
+        """Every plugin, by name."""
+        ...
+
+    def models(self) -> tuple[ModelInfo, ...]:
+        """Every loaded model, by name."""
+        ...
+
+    async def load(
+        self, name: str, path: Path, manifest: Manifest, *, replace: bool = False
+    ) -> ModelInfo:
+        """Load a file under a name; a failed replacement keeps the old model serving.
+
+        Raises:
+            InvalidModel, ModelRejected, InvalidRequest, AlreadyExists.
+        """
+        ...
+
+    async def unload(self, name: str) -> None:
+        """Forget a model once the calls that run on it are done. Raises NotFound."""
+        ...
+
+    def run(self, call: Call) -> AsyncIterator[Event]:
+        """Progress* and Preview* in order, then exactly one Result; or raises.
+
+        Closing the iterator cancels the call. A reader that lags loses progress, never the result.
+
+        Raises:
+            NotFound, InvalidRequest, FailedPrecondition, Overloaded, Cancelled, DeadlineExceeded.
+        """
+        ...
+
+    async def close(self, grace: float = 5.0) -> None:
+        """Refuse new calls, let running ones finish for `grace` seconds, then cancel them."""
+        ...

@@ -1,0 +1,254 @@
+"""One form for every model: `classifier(x) -> logits`, with its layers readable and targetable."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, fx, nn
+
+from ..errors import FailedPrecondition, InvalidRequest
+from .relu_rules import ReluRule, relu_rule
+from .targets import TargetKind, Targets
+
+_PLANS = 32  # sub-graphs kept per model
+
+
+class Capability(StrEnum):
+    """What a plugin may require of a model."""
+
+    GRADIENT = "gradient"  # logits are differentiable with respect to the input
+    LAYERS = "layers"  # intermediate values can be read and targeted
+    RECTIFIERS = "rectifiers"  # the network has rectifiers whose backward rule can be replaced
+    BOUNDS = "bounds"  # the manifest states the bounds of the input
+
+
+@dataclass(frozen=True)
+class Layer:
+    """An intermediate value.
+
+    Args:
+        name: from the source file (module path, ONNX value name).
+        kind: a lowercase word such as `relu`, `conv2d`, `add`.
+        shape: of one row, without the batch axis.
+        node: the FX node that computes it.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    node: str
+
+
+class Bounds(NamedTuple):
+    """Smallest and largest input value."""
+
+    lower: float
+    upper: float
+
+
+class Gradient(NamedTuple):
+    """A gradient with what its forward pass gave on the way.
+
+    Args:
+        inputs: `(N, *input_shape)`, the gradient of each row's objective with respect to its input.
+        objective: `(N,)`, the target's value.
+        logits: `(N, K)`, where the target is a class.
+    """
+
+    inputs: Tensor
+    objective: Tensor
+    logits: Tensor | None
+
+
+class Normalise(nn.Module):
+    """`(x - mean) / std`, in the units of the model's bounds."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Tensor, std: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.mean) / self.std
+
+
+class ClassifierModule(nn.Module):
+    """Preprocessing, the file's network up to its logits, and the class axis, as one module."""
+
+    def __init__(self, normalise: nn.Module, body: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.normalise, self.body, self.head = normalise, body, head
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.body(self.normalise(x)))
+        return logits
+
+
+class Classifier:
+    """A model as plugins see it. All tensors are on `device`, in `dtype`.
+
+    Args:
+        name: the name it is served under.
+        module: from inputs `(N, *input_shape)` in the model's bounds to logits `(N, K)`.
+        input_shape: of one row.
+        classes: K.
+        capabilities: what plugins may ask of it.
+        lacking: capability -> why it is absent, one sentence.
+        bounds: smallest and largest input value; None where the manifest does not say.
+        mean: the manifest's mean, broadcastable to a row, or None.
+        layers: by name, in order of execution.
+        input_layout: `CHW`, `HWC`, `CL` or `other`.
+        labels: names of the classes, or None.
+        sha256: of the file.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        module: ClassifierModule,
+        *,
+        input_shape: tuple[int, ...],
+        classes: int,
+        capabilities: frozenset[Capability],
+        lacking: Mapping[Capability, str],
+        bounds: Bounds | None,
+        mean: Tensor | None = None,
+        layers: Mapping[str, Layer] | None = None,
+        input_layout: str = "other",
+        labels: tuple[str, ...] | None = None,
+        sha256: str = "",
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | None = None,
+    ) -> None:
+        self.name, self.module, self.input_shape, self.classes = name, module, input_shape, classes
+        self.capabilities, self.lacking = capabilities, dict(lacking)
+        self.layers: Mapping[str, Layer] = layers or {}
+        self.input_layout, self.labels, self.sha256 = input_layout, labels, sha256
+        self.dtype, self.device = dtype, device or torch.device("cpu")
+        self._bounds, self._mean = bounds, mean
+        self._plans: OrderedDict[tuple[str, ...], Callable[[Tensor], tuple[Tensor, ...]]] = (
+            OrderedDict()
+        )
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Logits `(N, K)` of inputs `(N, *input_shape)`; differentiable."""
+        logits: Tensor = self.module(x)
+        return logits
+
+    @property
+    def bounds(self) -> Bounds:
+        """Smallest and largest input value.
+
+        Raises:
+            FailedPrecondition: the manifest does not state them.
+        """
+        if self._bounds is None:
+            raise FailedPrecondition(self.lacking[Capability.BOUNDS])
+        return self._bounds
+
+    @property
+    def centre(self) -> Tensor:
+        """The neutral input: the manifest's mean, else mid-range, else 0; broadcasts to a row."""
+        if self._mean is not None:
+            return self._mean
+        middle = 0.0 if self._bounds is None else sum(self._bounds) / 2
+        return torch.tensor(middle, dtype=self.dtype, device=self.device)
+
+    @property
+    def scale(self) -> float:
+        """The width of the bounds; 1 where they are not stated."""
+        return 1.0 if self._bounds is None else self._bounds.upper - self._bounds.lower
+
+    def neutral(self, rows: int) -> Tensor:
+        """`(rows, *input_shape)` filled with `centre`."""
+        return self.centre.expand(rows, *self.input_shape).clone()
+
+    def layer(self, name: str) -> Layer:
+        """A layer by name.
+
+        Raises:
+            FailedPrecondition: the model's layers cannot be read.
+            InvalidRequest: there is no such layer; the message names close ones.
+        """
+        if Capability.LAYERS not in self.capabilities:
+            raise FailedPrecondition(self.lacking[Capability.LAYERS])
+        if name not in self.layers:
+            from difflib import get_close_matches
+
+            close = get_close_matches(name, self.layers, n=3, cutoff=0.3) or list(self.layers)[:3]
+            raise InvalidRequest.field(
+                "layer", f"{self.name} has no layer {name!r}; did you mean {', '.join(close)}?"
+            )
+        return self.layers[name]
+
+    def activations(self, x: Tensor, layers: Sequence[str]) -> tuple[Tensor, ...]:
+        """The values of `layers` at `x`, each `(N, *layer_shape)`; differentiable.
+
+        Computes no more of the network than those layers need.
+        """
+        key = tuple(self.layer(name).node for name in layers)
+        if key not in self._plans:
+            self._plans[key] = self._plan(key)
+            if len(self._plans) > _PLANS:
+                self._plans.popitem(last=False)
+        self._plans.move_to_end(key)
+        return self._plans[key](self.module.normalise(x))
+
+    def _plan(self, nodes: tuple[str, ...]) -> Callable[[Tensor], tuple[Tensor, ...]]:
+        body = self.module.body
+        if not isinstance(body, fx.GraphModule):
+            raise FailedPrecondition(self.lacking[Capability.LAYERS])
+        graph = fx.Graph()
+        copies: dict[fx.Node, fx.Node] = {}
+        graph.graph_copy(body.graph, copies)
+        by_name = {node.name: copy for node, copy in copies.items()}
+        graph.output(tuple(by_name[name] for name in nodes))
+        graph.eliminate_dead_code()
+        return fx.GraphModule(body, graph)
+
+    def objective(self, x: Tensor, targets: Targets) -> tuple[Tensor, Tensor | None]:
+        """The targets' values `(N,)` at `x`, and the logits where the target is one of them."""
+        if targets.layer is None:
+            logits = self(x)
+            return targets.select(logits), logits
+        (values,) = self.activations(x, [targets.layer])
+        return targets.select(values), None
+
+    def gradient(self, x: Tensor, targets: Targets, rule: ReluRule = ReluRule.PLAIN) -> Gradient:
+        """Each row's objective differentiated by its input, under a rectifier rule.
+
+        A row's gradient depends on that row alone; `x` is left as it was.
+        """
+        leaf = x.detach().clone().requires_grad_()
+        with torch.enable_grad():
+            objective, logits = self.objective(leaf, targets)
+            if not objective.requires_grad:
+                inputs = torch.zeros_like(leaf)
+            else:
+                with relu_rule(rule):
+                    (inputs,) = torch.autograd.grad(
+                        objective.sum(), leaf, allow_unused=True, materialize_grads=True
+                    )
+        return Gradient(
+            inputs.detach(), objective.detach(), None if logits is None else logits.detach()
+        )
+
+    def check_targets(self, targets: Targets) -> None:
+        """Refuse targets that this model does not have.
+
+        Raises:
+            InvalidRequest: naming `target`.
+        """
+        if targets.kind is TargetKind.NONE:
+            return
+        if targets.layer is None:
+            targets.validate((self.classes,), f"{self.name}'s output")
+        else:
+            layer = self.layer(targets.layer)
+            targets.validate(layer.shape, f"layer {layer.name}")

@@ -1,0 +1,33 @@
+"""What an importer hands over: a differentiable, named graph of a model file."""
+
+from dataclasses import dataclass, field
+
+from torch import fx
+
+
+class Unlowerable(Exception):
+    """The file cannot become a graph; the message names the operator or construct in the way."""
+
+
+@dataclass
+class Lowered:
+    """A model file as an FX graph in canonical form.
+
+    Canonical form: activations, softmax, convolutions, linear, pooling, dropout and normalisation
+    layers are `call_module` nodes, one instance per call site, never in place; everything else is
+    `call_function`. Every node with a tensor value carries `node.meta["kind"]`, a lowercase word
+    such as `relu`, `conv2d`, `reshape` or `add`.
+
+    Args:
+        graph: `forward(*inputs)` gives the file's outputs: a tensor, tuple, list or dict.
+        input_names: the file's names of the inputs, in order.
+        output_names: the file's names of the outputs, in order; empty where it has none.
+        layers: layer name -> node name, in order of execution.
+        notes: what a user should know, one sentence each.
+    """
+
+    graph: fx.GraphModule
+    input_names: tuple[str, ...]
+    output_names: tuple[str, ...] = ()
+    layers: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)

@@ -1,0 +1,132 @@
+"""The manifest: what a model file does not tell about itself. Imports no torch."""
+
+import math
+from enum import StrEnum
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+
+class Format(StrEnum):
+    """The format of a model file."""
+
+    TORCHSCRIPT = "torchscript"
+    ONNX = "onnx"
+    EXPORTED_PROGRAM = "exported_program"
+
+
+class OutputKind(StrEnum):
+    """What the file's output holds."""
+
+    LOGITS = "logits"
+    PROBABILITIES = "probabilities"
+    LOG_PROBABILITIES = "log_probabilities"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class InputSpec(_Strict):
+    """One input of the model, as its callers give it."""
+
+    name: str | None = Field(None, description="The input's name in the file.")
+    shape: tuple[int | None, ...] | None = Field(
+        None,
+        description="Shape of one example, without the batch axis; null for a free size.",
+    )
+    dtype: Literal["float32", "float64", "uint8", "int64"] = Field(
+        "float32", description="Data type that callers send."
+    )
+    layout: Literal["CHW", "HWC", "CL", "other"] | None = Field(
+        None,
+        description="Order of the axes of one example; inferred for images of 1 or 3 channels.",
+    )
+    bounds: tuple[float, float] | None = Field(
+        None,
+        description="Smallest and largest value that callers may send; epsilon is in these units.",
+    )
+    mean: tuple[float, ...] | float | None = Field(
+        None, description="Subtracted first, in units of the bounds; one number, or one a channel."
+    )
+    std: tuple[float, ...] | float | None = Field(
+        None, description="Divided by next, in units of the bounds; one number, or one a channel."
+    )
+    color: Literal["RGB", "BGR", "GRAY"] | None = Field(
+        None, description="Channel order that encoded images are decoded to."
+    )
+    resize: int | tuple[int, int] | None = Field(
+        None, description="Encoded images: shorter side, or (height, width), before the crop."
+    )
+    crop: int | tuple[int, int] | None = Field(
+        None, description="Encoded images: centre crop after the resize."
+    )
+
+    @field_validator("shape")
+    @classmethod
+    def _positive_shape(cls, value: tuple[int | None, ...] | None) -> tuple[int | None, ...] | None:
+        if value is not None and any(size is not None and size <= 0 for size in value):
+            raise ValueError("sizes must be positive, or null where the size is free")
+        return value
+
+    @field_validator("bounds")
+    @classmethod
+    def _ordered_bounds(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
+        if value is not None and not value[0] < value[1]:
+            raise ValueError("the lower bound must be below the upper bound")
+        return value
+
+    @field_validator("std")
+    @classmethod
+    def _nonzero_std(cls, value: tuple[float, ...] | float | None) -> Any:
+        values = value if isinstance(value, tuple) else (value,)
+        if any(item is not None and (item <= 0 or not math.isfinite(item)) for item in values):
+            raise ValueError("every standard deviation must be positive")
+        return value
+
+
+class OutputSpec(_Strict):
+    """Which output of the file holds the classes, and as what."""
+
+    name: str | None = Field(None, description="Name (ONNX) or dictionary key of the output.")
+    index: int | None = Field(None, ge=0, description="Position, where the file has several.")
+    kind: OutputKind | None = Field(
+        None, description="What the output holds; null: told by the file's last operators."
+    )
+
+
+_INPUT_FIELDS = frozenset(InputSpec.model_fields) - {"name"}
+
+
+class Manifest(_Strict):
+    """Everything a file does not tell. The fields of a sole input may stand at the top level."""
+
+    format: Format | None = Field(None, description="Null: told by the file's first bytes.")
+    version: str = Field("1", description="The model's version, as its owner counts.")
+    inputs: tuple[InputSpec, ...] = Field((), description="The inputs, in the file's order.")
+    output: OutputSpec = Field(OutputSpec(), description="The output with the classes.")
+    labels: tuple[str, ...] | None = Field(None, description="Names of the classes.")
+    max_batch: int | None = Field(
+        None, ge=1, description="Most rows in one forward pass; null: the server's limit."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sole_input(cls, data: Any) -> Any:
+        if isinstance(data, dict) and (short := _INPUT_FIELDS & data.keys()):
+            if data.get("inputs"):
+                raise ValueError(f"{sorted(short)} belong inside inputs when inputs are listed")
+            rest = {key: value for key, value in data.items() if key not in short}
+            return {**rest, "inputs": [{key: data[key] for key in short}]}
+        return data
+
+    @model_validator(mode="after")
+    def _distinct_labels(self) -> Self:
+        if self.labels is not None and not self.labels:
+            raise ValueError("labels: give at least one name, or leave the field out")
+        return self
+
+    @property
+    def input(self) -> InputSpec:
+        """The first input; an empty one where the manifest says nothing."""
+        return self.inputs[0] if self.inputs else InputSpec()

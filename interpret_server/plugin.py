@@ -1,0 +1,251 @@
+"""The contract between the server and a plugin; all that a plugin's author needs to import.
+
+A plugin is one class: its parameters (`Params`), its result (a frozen dataclass of tensors whose
+first axis is the batch) and one method, `run`. See docs/plugins.md for a walk through one.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from dataclasses import fields as dataclass_fields
+from enum import StrEnum
+from typing import Any, ClassVar, Generic, TypeVar, get_args, get_origin
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from .errors import Cancelled, DeadlineExceeded, InvalidRequest
+from .models.classifier import Capability, Classifier
+from .models.targets import TargetKind, Targets
+from .noise import normal_rows, uniform_rows
+
+__all__ = [
+    "API_VERSION",
+    "AuxTensor",
+    "Batch",
+    "Cancelled",
+    "Capability",
+    "Classifier",
+    "DeadlineExceeded",
+    "Inputs",
+    "InvalidRequest",
+    "Job",
+    "Kind",
+    "Params",
+    "Plugin",
+    "Role",
+    "Rows",
+    "TargetKind",
+    "Targets",
+    "logits_after",
+    "logits_before",
+    "metric",
+    "output",
+]
+
+API_VERSION = 1
+
+
+class Kind(StrEnum):
+    """What a plugin is for; decides how its result is summarised and drawn."""
+
+    ATTRIBUTION = "attribution"
+    SYNTHESIS = "synthesis"
+    ATTACK = "attack"
+    METRIC = "metric"
+    PRIOR = "prior"
+    PRIMITIVE = "primitive"
+
+
+class Rows(StrEnum):
+    """How the rows of a batch relate."""
+
+    INDEPENDENT = "independent"  # may be merged with other callers' rows
+    GROUP = "group"  # the rows of one call belong together and are never merged
+
+
+class Inputs(StrEnum):
+    """Whether a request must bring inputs."""
+
+    REQUIRED = "required"
+    OPTIONAL = "optional"
+    FORBIDDEN = "forbidden"
+
+
+class Role(StrEnum):
+    """What a field of a result is."""
+
+    TENSOR = "tensor"
+    METRIC = "metric"  # one number per row
+    LOGITS_BEFORE = "logits_before"  # (N, K) of the inputs as given
+    LOGITS_AFTER = "logits_after"  # (N, K) of the inputs that the plugin made
+
+
+class Params(BaseModel):
+    """Base of every plugin's parameters; unknown names are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+@dataclass(frozen=True)
+class AuxTensor:
+    """An auxiliary tensor that a plugin accepts by name, one row per input row.
+
+    Args:
+        description: one sentence for the plugin's page.
+        like_input: the row shape must be that of the inputs.
+        required: a request without it is refused.
+    """
+
+    description: str
+    like_input: bool = True
+    required: bool = False
+
+
+def output(description: str) -> Any:
+    """Describe a tensor field of a result, `(N, ...)`."""
+    return field(metadata={"role": Role.TENSOR, "description": description})
+
+
+def metric(description: str) -> Any:
+    """Describe a per-row number of a result, `(N,)`."""
+    return field(metadata={"role": Role.METRIC, "description": description})
+
+
+def logits_before() -> Any:
+    """The field holds the logits `(N, K)` of the inputs as they were given."""
+    return field(metadata={"role": Role.LOGITS_BEFORE, "description": "Logits of the inputs."})
+
+
+def logits_after() -> Any:
+    """The field holds the logits `(N, K)` of the inputs that the plugin made."""
+    return field(metadata={"role": Role.LOGITS_AFTER, "description": "Logits of the outputs."})
+
+
+@dataclass(frozen=True)
+class Batch:
+    """N examples. Row i of every field is example i, independent of the others.
+
+    Args:
+        inputs: `(N, *input_shape)` in the classifier's bounds; the classifier's neutral input in
+            every row where the caller brought none.
+        targets: what to explain or reach, one per row.
+        seeds: one per row; noise for row i comes from seed i and the step number alone.
+        tensors: the auxiliary tensors that the plugin declares and the caller brought.
+        has_inputs: whether the caller brought inputs.
+    """
+
+    inputs: Tensor
+    targets: Targets
+    seeds: tuple[int, ...]
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    has_inputs: bool = True
+
+    def __post_init__(self) -> None:
+        counts = {len(self.inputs), len(self.targets), len(self.seeds)}
+        counts |= {len(tensor) for tensor in self.tensors.values()}
+        if len(counts) != 1:
+            raise InvalidRequest.field(
+                "inputs", f"inputs, targets, seeds and tensors differ in rows: {sorted(counts)}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def normal(self, step: int = 0) -> Tensor:
+        """Standard normal noise like `inputs`; row i depends on seed i and `step` alone."""
+        return normal_rows(self.seeds, step, self.inputs)
+
+    def uniform(self, low: float, high: float, step: int = 0) -> Tensor:
+        """Uniform noise in [low, high) like `inputs`; row i depends on seed i and `step` alone."""
+        return uniform_rows(self.seeds, step, self.inputs) * (high - low) + low
+
+
+class Job:
+    """A plugin's line to its callers. `Job()` is inert: it reports nothing and never stops.
+
+    The server hands out a subclass; a plugin only calls these methods.
+    """
+
+    def track(self, total: int) -> Iterator[int]:
+        """Like `range(total)`, reporting each step and observing cancellation and deadlines.
+
+        Between two steps the server may run another caller's work, so no hook, mode or ReLU rule
+        may be active across an iteration.
+
+        Raises:
+            Cancelled: every caller of this batch has gone.
+            DeadlineExceeded: every caller's deadline has passed.
+        """
+        yield from range(total)
+
+    def preview(self, **tensors: Tensor) -> None:
+        """Show intermediate tensors `(N, ...)`; only callers that asked for previews get them."""
+
+    def warn(self, rows: Tensor, message: str) -> None:
+        """Attach `message` to the results of the rows where the `(N,)` boolean mask is true."""
+
+    def model(self, name: str) -> Classifier:
+        """The second model that the request names."""
+        raise InvalidRequest.field("params", f"no model {name!r} was given to this job")
+
+    def plugin(self, name: str) -> "Plugin[Any, Any]":
+        """The second plugin that the request names."""
+        raise InvalidRequest.field("params", f"no plugin {name!r} was given to this job")
+
+
+P = TypeVar("P", bound=Params)
+R = TypeVar("R")
+
+
+class Plugin(ABC, Generic[P, R]):
+    """One interpretability method.
+
+    `P` gives the JSON schema of the parameters; `R` is a frozen dataclass whose fields are made
+    with `output`, `metric`, `logits_before` and `logits_after`.
+    """
+
+    name: ClassVar[str]
+    kind: ClassVar[Kind]
+    api: ClassVar[int] = API_VERSION
+    version: ClassVar[str | None] = None  # None: the version of the plugin's distribution
+    requires: ClassVar[frozenset[Capability]] = frozenset()
+    rows: ClassVar[Rows] = Rows.INDEPENDENT
+    inputs: ClassVar[Inputs] = Inputs.REQUIRED
+    target_kinds: ClassVar[frozenset[TargetKind]] = frozenset(TargetKind) - {TargetKind.NONE}
+    tensors: ClassVar[Mapping[str, AuxTensor]] = {}
+    params_type: ClassVar[type[Any]]
+    result_type: ClassVar[type[Any]]
+
+    def __init_subclass__(cls) -> None:
+        for base in getattr(cls, "__orig_bases__", ()):
+            if isinstance(get_origin(base), type) and issubclass(get_origin(base), Plugin):
+                arguments = get_args(base)
+                if len(arguments) == 2 and not any(isinstance(a, TypeVar) for a in arguments):
+                    cls.params_type, cls.result_type = arguments
+
+    def check(self, model: Classifier, params: P) -> None:
+        """Refuse, before queueing, parameters that make no sense for this model.
+
+        Raises:
+            InvalidRequest: with the field that is wrong.
+        """
+
+    @abstractmethod
+    def run(self, model: Classifier, batch: Batch, params: P, job: Job) -> R:
+        """Compute the result; every tensor in it has `len(batch)` rows."""
+
+
+def result_fields(result_type: type[Any]) -> dict[str, tuple[Role, str]]:
+    """Name -> (role, description) of the fields of a result type."""
+    return {
+        item.name: (item.metadata.get("role", Role.TENSOR), item.metadata.get("description", ""))
+        for item in dataclass_fields(result_type)
+    }
+
+
+def result_tensors(result: Any) -> dict[str, Tensor]:
+    """The tensors of a result, by field name."""
+    values = {item.name: getattr(result, item.name) for item in dataclass_fields(result)}
+    return {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}

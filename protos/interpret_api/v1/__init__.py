@@ -1,0 +1,1 @@
+"""Generated from `protos/interpret_api/v1/*.proto` by `make protos`."""
