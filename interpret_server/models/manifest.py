@@ -1,10 +1,21 @@
 """The manifest: what a model file does not tell about itself. Imports no torch."""
 
+import json
 import math
+import tomllib
 from enum import StrEnum
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from ..errors import InvalidRequest, Violation
 
 
 class Format(StrEnum):
@@ -130,3 +141,65 @@ class Manifest(_Strict):
     def input(self) -> InputSpec:
         """The first input; an empty one where the manifest says nothing."""
         return self.inputs[0] if self.inputs else InputSpec()
+
+
+def manifest_from_json(text: str) -> Manifest:
+    """A manifest from JSON text; an empty text is an empty manifest.
+
+    Raises:
+        InvalidRequest: one violation per wrong field, such as `manifest.inputs[0].bounds`.
+    """
+    if not text.strip():
+        return Manifest()
+    try:
+        data = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise InvalidRequest.field("manifest", f"this is not JSON: {error}") from None
+    return _validated(data)
+
+
+def manifest_from_toml(text: str) -> Manifest:
+    """A manifest from the text of a `model.toml`.
+
+    Raises:
+        InvalidRequest: one violation per wrong field, such as `manifest.inputs[0].bounds`.
+    """
+    try:
+        data = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise InvalidRequest.field("manifest", f"this is not TOML: {error}") from None
+    return _validated(data)
+
+
+def _validated(data: Any) -> Manifest:
+    if not isinstance(data, dict):
+        raise InvalidRequest.field("manifest", "a table of fields is needed")
+    try:
+        return Manifest.model_validate(data)
+    except ValidationError as error:
+        violations = _violations(error)
+    message = "; ".join(f"{item.field}: {item.description}" for item in violations)
+    raise InvalidRequest(message, violations=violations)
+
+
+def _violations(error: ValidationError) -> list[Violation]:
+    described: dict[str, list[str]] = {}
+    for item in error.errors(include_url=False, include_context=False, include_input=False):
+        descriptions = described.setdefault(_path(item["loc"]), [])
+        text = (
+            "no such field"
+            if item["type"] == "extra_forbidden"
+            else item["msg"].removeprefix("Value error, ").removeprefix("Input ")
+        )
+        if text not in descriptions:
+            descriptions.append(text)
+    return [Violation(path, ", or ".join(texts)) for path, texts in described.items()]
+
+
+def _path(location: tuple[int | str, ...]) -> str:
+    """Where an error is; what follows the field of an input tells only which type was tried."""
+    depth = 3 if location[:1] == ("inputs",) else 2 if location[:1] == ("output",) else 1
+    path = "manifest"
+    for part in location[:depth]:
+        path += f"[{part}]" if isinstance(part, int) else f".{part}"
+    return path
