@@ -1,0 +1,5 @@
+"""`python -m interpret_server`: the same as the command `interpret-server`."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,158 @@
+"""The command `interpret-server`."""
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from . import __version__
+from .config import ConfigError, Settings, load_settings
+
+if TYPE_CHECKING:
+    from .engine.api import Worker
+
+_PATH = click.Path(path_type=Path)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="interpret-server")
+def main() -> None:
+    """Serve classifiers over gRPC and explain, visualise and attack them."""
+
+
+@main.command()
+@click.option("--config", type=_PATH, help="TOML file of settings; flags win over it.")
+@click.option("--address", help="host:port; port 0 picks a free one. Default 127.0.0.1:50051.")
+@click.option(
+    "--model-repository", type=_PATH, help="Serve <name>/<version>/model.* of this folder."
+)
+@click.option("--device", help="auto, cpu, cuda or cuda:0. Default auto.")
+@click.option(
+    "--plugin-dir",
+    "plugin_dirs",
+    type=_PATH,
+    multiple=True,
+    help="Folder of single-file plugins; may be repeated.",
+)
+@click.option("--max-queue", type=int, help="Calls that may wait. Default 256.")
+@click.option("--max-batch", type=int, help="Most rows in one forward pass. Default 64.")
+@click.option("--log-level", help="debug, info, warning or error. Default info.")
+@click.option(
+    "--ready-file", type=_PATH, help="Written with the bound address while the server serves."
+)
+def serve(config: Path | None, ready_file: Path | None, **flags: Any) -> None:
+    """Serve until SIGTERM or SIGINT, then let running calls finish."""
+    flags["plugin_dirs"] = flags["plugin_dirs"] or None
+    try:
+        settings = load_settings(config, flags)
+    except ConfigError as error:
+        raise click.ClickException(str(error)) from None
+    if ready_file is not None:
+        if not ready_file.absolute().parent.is_dir():
+            raise click.ClickException(f"ready-file: {ready_file.parent} is not a folder")
+        ready_file.unlink(missing_ok=True)
+    logging.basicConfig(
+        level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    worker = _worker(settings)
+
+    def announce(address: str) -> None:
+        if ready_file is not None:
+            _write(ready_file, address)
+        click.echo(f"serving at {address}")
+
+    try:
+        asyncio.run(_serve(settings, worker, announce))
+    finally:
+        if ready_file is not None:
+            ready_file.unlink(missing_ok=True)
+
+
+@main.command()
+@click.option(
+    "--output", type=_PATH, default=Path("demo-output"), show_default=True, help="Folder to fill."
+)
+def demo(output: Path) -> None:
+    """Train, serve, explain and attack a small classifier; leaves a gallery to look at."""
+    from interpret_server.demo import main as run
+
+    run(output)
+
+
+def _worker(settings: Settings) -> "Worker":
+    from .engine.local import LocalWorker
+    from .registry import PluginLoadError, Registry
+
+    try:
+        registry = Registry.installed()
+        for folder in settings.plugin_dirs:
+            registry.add_folder(folder)
+    except PluginLoadError as error:
+        raise click.ClickException(str(error)) from None
+    return LocalWorker(
+        registry,
+        device=settings.device,
+        max_queue=settings.max_queue,
+        max_batch=settings.max_batch,
+    )
+
+
+async def _serve(settings: Settings, worker: "Worker", announce: Callable[[str], None]) -> None:
+    from .rpc.server import AddressError, Server
+
+    server = Server(
+        worker,
+        address=settings.address,
+        repository=settings.model_repository,
+        max_message_bytes=settings.max_message_bytes,
+        max_upload_bytes=settings.max_upload_bytes,
+    )
+    stop = _stop_on_signal()
+    try:
+        address = await server.start()
+    except AddressError as error:
+        await worker.close(0)
+        raise click.ClickException(str(error)) from None
+    loading = asyncio.create_task(server.load_repository())
+    try:
+        await _first(loading, stop)
+        if not stop.is_set():
+            await loading
+            await server.serve()
+            announce(address)
+            await stop.wait()
+    finally:
+        loading.cancel()
+        await server.stop(settings.grace)
+
+
+def _stop_on_signal() -> asyncio.Event:
+    """Set by the first SIGTERM or SIGINT; a second one ends the process as usual."""
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+    numbers = (signal.SIGTERM, signal.SIGINT)
+
+    def begin() -> None:
+        stop.set()
+        for number in numbers:
+            loop.remove_signal_handler(number)
+
+    for number in numbers:
+        loop.add_signal_handler(number, begin)
+    return stop
+
+
+async def _first(task: "asyncio.Task[None]", event: asyncio.Event) -> None:
+    waiting = asyncio.create_task(event.wait())
+    await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)

@@ -1,0 +1,111 @@
+"""Settings of the server, read once at the edge: a TOML file, overridden by flags."""
+
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
+_ADDRESS = re.compile(r"(?:\[[0-9a-fA-F:.%]+\]|[^\s:\[\]/]+):(\d{1,5})")
+_MIB = 1 << 20
+
+
+class ConfigError(Exception):
+    """The settings cannot be used; the message is one sentence that names the key."""
+
+
+class Settings(BaseModel):
+    """How the server runs. Relative paths in a file are meant from the file's folder."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    address: str = Field("127.0.0.1:50051", description="host:port; port 0 picks a free one.")
+    model_repository: Path | None = Field(
+        None, description="Folder of models, as <name>/<version>/model.{pt,onnx,pt2}."
+    )
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:0.")
+    plugin_dirs: tuple[Path, ...] = Field((), description="Folders of single-file plugins.")
+    max_queue: int = Field(256, ge=1, description="Calls that may wait; more are refused.")
+    max_batch: int = Field(64, ge=1, description="Most rows in one forward pass.")
+    max_message_mb: int = Field(64, ge=1, le=2047, description="Largest request, in MiB.")
+    max_upload_mb: int = Field(2048, ge=1, description="Largest uploaded model file, in MiB.")
+    grace: float = Field(
+        10.0, ge=0, description="Seconds that running calls may go on after a signal to stop."
+    )
+    log_level: LogLevel = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _any_case(cls, value: Any) -> Any:
+        return value.upper() if isinstance(value, str) else value
+
+    @field_validator("address")
+    @classmethod
+    def _host_and_port(cls, value: str) -> str:
+        match = _ADDRESS.fullmatch(value)
+        if not match or int(match[1]) > 65535:
+            raise ValueError(f"{value!r} is not host:port, such as 127.0.0.1:50051")
+        return value
+
+    @field_validator("device")
+    @classmethod
+    def _known_device(cls, value: str) -> str:
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
+            raise ValueError(f"{value!r} is none of auto, cpu, cuda and cuda:0")
+        return value
+
+    @field_validator("model_repository")
+    @classmethod
+    def _folder(cls, value: Path | None) -> Path | None:
+        if value is not None and not value.is_dir():
+            raise ValueError(f"{value} is not a folder")
+        return value
+
+    @property
+    def max_message_bytes(self) -> int:
+        """Largest request in bytes."""
+        return self.max_message_mb * _MIB
+
+    @property
+    def max_upload_bytes(self) -> int:
+        """Largest uploaded model file in bytes."""
+        return self.max_upload_mb * _MIB
+
+
+def load_settings(file: Path | None = None, flags: Mapping[str, Any] | None = None) -> Settings:
+    """The settings of a TOML file, with flags taking precedence; a flag of None was not given.
+
+    Raises:
+        ConfigError: naming each key that is unknown or wrong.
+    """
+    values = {} if file is None else _read(file)
+    values |= {key: value for key, value in (flags or {}).items() if value is not None}
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError("; ".join(map(_sentence, error.errors()))) from None
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        values = tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be read: {error.strerror}") from None
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{file} is not a TOML file: {error}") from None
+    folder = file.parent
+    if isinstance(path := values.get("model_repository"), str):
+        values["model_repository"] = folder / path
+    if isinstance(paths := values.get("plugin_dirs"), list):
+        values["plugin_dirs"] = [folder / path if isinstance(path, str) else path for path in paths]
+    return values
+
+
+def _sentence(item: Any) -> str:
+    key = ".".join(map(str, item["loc"]))
+    if item["type"] == "extra_forbidden":
+        return f"{key} is not a setting; there are {', '.join(Settings.model_fields)}"
+    return f"{key}: {item['msg'].removeprefix('Value error, ')}"

@@ -1,0 +1,332 @@
+"""Between protobuf messages and the values of `engine.api`; `bytes` fields are read once."""
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from interpret_api.v1 import interpret_service_pb2 as runs
+from interpret_api.v1 import model_service_pb2 as models
+from interpret_api.v1 import plugin_service_pb2 as plugins
+from interpret_api.v1 import types_pb2 as types
+
+from ..engine import api
+from ..errors import InvalidRequest
+
+MODEL_NAME = re.compile(r"(?!\.+\Z)[A-Za-z0-9._-]{1,128}")
+NO_DEADLINE = 1e8  # seconds; gRPC reports a far deadline where the caller set none
+
+_DTYPES: dict[int, str] = {
+    types.DataType.Value(f"DATA_TYPE_{name.upper()}"): name for name in api.ITEM_SIZES
+}
+_NUMBERS: dict[str, Any] = {name: number for number, name in _DTYPES.items()}
+
+
+def required(value: str, field: str, what: str) -> str:
+    """A field that may not be empty.
+
+    Raises:
+        InvalidRequest: naming the field.
+    """
+    if not value:
+        raise InvalidRequest.field(field, f"give the name of {what}")
+    return value
+
+
+def model_name(value: str, field: str = "name") -> str:
+    """A name that a model may be served under.
+
+    Raises:
+        InvalidRequest: naming the field.
+    """
+    if not MODEL_NAME.fullmatch(value):
+        raise InvalidRequest.field(
+            field,
+            "a model's name has 1 to 128 letters, digits, dots, underscores and hyphens, "
+            "and not dots alone",
+        )
+    return value
+
+
+def check_array(dtype: str, shape: Sequence[int], size: int, field: str) -> None:
+    """Compare a tensor's shape with its size in bytes.
+
+    Raises:
+        InvalidRequest: naming the field.
+    """
+    if any(axis < 0 for axis in shape):
+        raise InvalidRequest.field(f"{field}.shape", f"{list(shape)} has a negative size")
+    expected = math.prod(shape) * api.ITEM_SIZES[dtype]
+    if size != expected:
+        raise InvalidRequest.field(
+            f"{field}.data",
+            f"{size} bytes were sent, but shape {list(shape)} of {dtype} takes {expected}",
+        )
+
+
+def to_array(tensor: types.Tensor, field: str) -> api.Array:
+    """A tensor of a request.
+
+    Raises:
+        InvalidRequest: dtype, shape and data do not fit together.
+    """
+    dtype = _DTYPES.get(tensor.dtype)
+    if dtype is None:
+        raise InvalidRequest.field(
+            f"{field}.dtype", f"give one of {', '.join(types.DataType.keys()[1:])}"
+        )
+    shape, data = tuple(tensor.shape), tensor.data
+    check_array(dtype, shape, len(data), field)
+    return api.Array(dtype, shape, data)
+
+
+def from_array(array: api.Array, tensor: types.Tensor) -> None:
+    """Fill a tensor of a response."""
+    tensor.dtype = _NUMBERS[array.dtype]
+    tensor.shape.extend(array.shape)
+    tensor.data = bytes(array.data)
+
+
+def to_inputs(inputs: types.Inputs, field: str = "inputs") -> api.Array | tuple[bytes, ...] | None:
+    """The inputs of a request; None where it brings none."""
+    match inputs.WhichOneof("value"):
+        case "tensor":
+            return to_array(inputs.tensor, field)
+        case "images":
+            if not (images := tuple(inputs.images.images)):
+                raise InvalidRequest.field(f"{field}.images", "give at least one image")
+            return images
+        case _:
+            return None
+
+
+def required_inputs(request: Any) -> api.Array | tuple[bytes, ...]:
+    """The inputs of a request that needs some.
+
+    Raises:
+        InvalidRequest: there are none.
+    """
+    value = to_inputs(request.inputs) if request.HasField("inputs") else None
+    if value is None:
+        raise InvalidRequest.field("inputs", "give a tensor or encoded images")
+    return value
+
+
+def to_target(target: types.Target, field: str) -> api.Target:
+    """One target of a request.
+
+    Raises:
+        InvalidRequest: its unit is missing, or a class is sought in a layer.
+    """
+    layer = target.layer or None
+    match target.WhichOneof("unit"):
+        case "class_index":
+            if layer is not None:
+                raise InvalidRequest.field(
+                    f"{field}.layer", "a class is a logit; name a channel or neuron of a layer"
+                )
+            return api.Target("class", (target.class_index,))
+        case "neuron":
+            return api.Target("neuron", tuple(target.neuron.index), layer)
+        case "channel":
+            return api.Target("channel", (target.channel,), layer)
+        case "whole_layer" if target.whole_layer:
+            return api.Target("layer", (), layer)
+        case "direction":
+            direction = to_array(target.direction, f"{field}.direction")
+            return api.Target("direction", (), layer, direction)
+        case _:
+            raise InvalidRequest.field(
+                field, "set one of class_index, neuron, channel, whole_layer and direction"
+            )
+
+
+def from_target(target: api.Target) -> types.Target:
+    """One target of a result's provenance."""
+    message = types.Target(layer=target.layer or "")
+    match target.kind:
+        case "class":
+            message.class_index = target.index[0]
+        case "neuron":
+            message.neuron.index.extend(target.index)
+        case "channel":
+            message.channel = target.index[0]
+        case "layer":
+            message.whole_layer = True
+        case "direction" if target.direction is not None:
+            from_array(target.direction, message.direction)
+    return message
+
+
+def to_timeout(remaining: float | None) -> float | None:
+    """Seconds that the caller will wait; None where it set no deadline."""
+    return None if remaining is None or remaining > NO_DEADLINE else max(remaining, 0.0)
+
+
+def to_call(
+    request: runs.RunRequest, *, previews: bool = False, timeout: float | None = None
+) -> api.Call:
+    """A request to run a plugin.
+
+    Raises:
+        InvalidRequest: naming the field that is wrong.
+    """
+    return api.Call(
+        model=required(request.model, "model", "a loaded model; ListModels lists them"),
+        plugin=required(request.plugin, "plugin", "a plugin; ListPlugins lists them"),
+        params=request.params_json or "{}",
+        inputs=to_inputs(request.inputs) if request.HasField("inputs") else None,
+        targets=tuple(
+            to_target(target, f"targets[{row}]") for row, target in enumerate(request.targets)
+        ),
+        seeds=tuple(request.seeds),
+        tensors={
+            name: to_array(tensor, f"tensors.{name}") for name, tensor in request.tensors.items()
+        },
+        render=request.render,
+        half=request.half_precision,
+        previews=previews,
+        timeout=timeout,
+    )
+
+
+def from_prediction(prediction: api.Prediction) -> types.Prediction:
+    """One row's classes."""
+    return types.Prediction(
+        classes=prediction.classes,
+        probabilities=prediction.probabilities,
+        logits=prediction.logits,
+        labels=prediction.labels,
+    )
+
+
+def _fill(
+    message: runs.Preview | runs.Result,
+    tensors: Mapping[str, api.Array],
+    pictures: Mapping[str, tuple[bytes, ...]],
+) -> None:
+    for name, array in tensors.items():
+        from_array(array, message.tensors[name])
+    for name, files in pictures.items():
+        message.pictures[name].png.extend(files)
+
+
+def from_result(result: api.Result, message: runs.Result) -> None:
+    """Fill the result of a response."""
+    _fill(message, result.tensors, result.pictures)
+    for name, values in result.metrics.items():
+        message.metrics[name].values.extend(values)
+    message.predictions_before.extend(map(from_prediction, result.before))
+    message.predictions_after.extend(map(from_prediction, result.after))
+    for warning in result.warnings:
+        message.warnings.add(message=warning.message, rows=warning.rows)
+    source = result.provenance
+    message.provenance.CopyFrom(
+        runs.Provenance(
+            model=source.model,
+            model_sha256=source.model_sha256,
+            model_version=source.model_version,
+            plugin=source.plugin,
+            plugin_version=source.plugin_version,
+            server_version=source.server_version,
+            params_json=source.params,
+            targets=map(from_target, source.targets),
+            seeds=source.seeds,
+            device=source.device,
+            precision=source.precision,
+            queue_seconds=source.queue_seconds,
+            run_seconds=source.run_seconds,
+            batch_rows=source.batch_rows,
+        )
+    )
+
+
+def from_event(event: api.Event) -> runs.RunStreamResponse:
+    """One message of a stream."""
+    response = runs.RunStreamResponse()
+    match event:
+        case api.Progress():
+            response.progress.done, response.progress.total = event.done, event.total
+            response.progress.SetInParent()
+        case api.Preview():
+            response.preview.done, response.preview.total = event.done, event.total
+            response.preview.SetInParent()
+            _fill(response.preview, event.tensors, event.pictures)
+        case api.Result():
+            from_result(event, response.result)
+    return response
+
+
+def from_model(info: api.ModelInfo) -> models.Model:
+    """What is known of a model."""
+    message = models.Model(
+        name=info.name,
+        version=info.version,
+        format=info.format,
+        form=info.form,
+        form_reason=info.form_reason,
+        sha256=info.sha256,
+        size=info.size,
+        device=info.device,
+        precision=info.precision,
+        input_name=info.input_name,
+        output_name=info.output_name,
+        input_shape=info.input_shape,
+        input_dtype=info.input_dtype,
+        input_layout=info.input_layout,
+        classes=info.classes,
+        labels=info.labels,
+        logits_from=info.logits_from,
+        layers=[
+            models.Layer(name=layer.name, kind=layer.kind, shape=layer.shape)
+            for layer in info.layers
+        ],
+        capabilities=sorted(info.capabilities),
+        lacking=dict(info.lacking),
+        verification=models.Verification(
+            reference=info.verification.reference,
+            max_difference=info.verification.max_difference,
+            relative_difference=info.verification.relative_difference,
+            batch_sizes=info.verification.batch_sizes,
+            inputs=info.verification.inputs,
+        ),
+        notes=info.notes,
+        manifest_json=info.manifest.model_dump_json(exclude_none=True),
+        max_batch=info.max_batch,
+    )
+    if info.bounds is not None:
+        message.bounds.lower, message.bounds.upper = info.bounds
+        message.bounds.SetInParent()
+    return message
+
+
+def from_plugin(info: api.PluginInfo) -> plugins.Plugin:
+    """What is known of a plugin."""
+    return plugins.Plugin(
+        name=info.name,
+        kind=info.kind,
+        api=info.api,
+        version=info.version,
+        distribution=info.distribution,
+        summary=info.summary,
+        description=info.description,
+        requires=sorted(info.requires),
+        rows=info.rows,
+        inputs=info.inputs,
+        target_kinds=sorted(info.target_kinds),
+        params_schema_json=json.dumps(info.schema),
+        result_fields=[
+            plugins.ResultField(name=item.name, role=item.role, description=item.description)
+            for item in info.fields
+        ],
+        tensors=[
+            plugins.AuxTensor(
+                name=item.name,
+                description=item.description,
+                like_input=item.like_input,
+                required=item.required,
+            )
+            for item in info.tensors
+        ],
+    )

@@ -1,0 +1,135 @@
+"""`ModelService`: loads models and evaluates them."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from interpret_api.v1 import model_service_pb2 as pb
+from interpret_api.v1 import model_service_pb2_grpc
+
+from ..engine.api import Call, ModelInfo, Worker
+from ..errors import FailedPrecondition, InvalidRequest
+from ..models.manifest import manifest_from_json
+from ..models.repository import resolve
+from . import codec
+from .calls import ACTIVATIONS, GRADIENT, PREDICT, loaded_model, result_of
+from .upload import already_loaded, receive
+
+
+class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
+    """Hands models and calls to the worker.
+
+    Args:
+        worker: holds the models.
+        repository: folder that `LoadModel` loads from, or None.
+        max_upload_bytes: largest model file that `UploadModel` takes.
+    """
+
+    def __init__(self, worker: Worker, repository: Path | None, max_upload_bytes: int) -> None:
+        self._worker, self._repository = worker, repository
+        self._max_upload_bytes = max_upload_bytes
+
+    async def LoadModel(self, request: pb.LoadModelRequest, context: Any) -> pb.LoadModelResponse:
+        """Load a model of the repository."""
+        name = codec.model_name(request.name)
+        if self._repository is None:
+            raise FailedPrecondition(
+                "the server has no model repository; start it with --model-repository, or send "
+                "the file with UploadModel"
+            )
+        if name in self._names() and not request.replace:
+            raise already_loaded(name)
+        manifest = manifest_from_json(request.manifest_json) if request.manifest_json else None
+        entry = await asyncio.to_thread(resolve, self._repository, request.path or name)
+        info = await self._worker.load(
+            name,
+            entry.path,
+            entry.manifest if manifest is None else manifest,
+            replace=request.replace,
+        )
+        return pb.LoadModelResponse(model=codec.from_model(info))
+
+    async def UploadModel(
+        self, requests: AsyncIterator[pb.UploadModelRequest], context: Any
+    ) -> pb.UploadModelResponse:
+        """Load a model that the client sends; its file is gone when the call ends."""
+        async with receive(requests, self._names(), self._max_upload_bytes) as upload:
+            info = await self._worker.load(
+                upload.name, upload.path, upload.manifest, replace=upload.replace
+            )
+        return pb.UploadModelResponse(model=codec.from_model(info))
+
+    async def UnloadModel(
+        self, request: pb.UnloadModelRequest, context: Any
+    ) -> pb.UnloadModelResponse:
+        """Forget a model once the calls that run on it are done."""
+        await self._worker.unload(self._model(request.name).name)
+        return pb.UnloadModelResponse()
+
+    async def GetModel(self, request: pb.GetModelRequest, context: Any) -> pb.GetModelResponse:
+        """What is known of one model."""
+        return pb.GetModelResponse(model=codec.from_model(self._model(request.name)))
+
+    async def ListModels(
+        self, request: pb.ListModelsRequest, context: Any
+    ) -> pb.ListModelsResponse:
+        """What is known of every model."""
+        return pb.ListModelsResponse(models=map(codec.from_model, self._worker.models()))
+
+    async def Predict(self, request: pb.PredictRequest, context: Any) -> pb.PredictResponse:
+        """Logits, probabilities and the most probable classes."""
+        result = await result_of(self._worker, _call(request, context, PREDICT))
+        response = pb.PredictResponse(predictions=map(codec.from_prediction, result.before))
+        codec.from_array(result.tensors["logits"], response.logits)
+        codec.from_array(result.tensors["probabilities"], response.probabilities)
+        return response
+
+    async def ComputeGradient(
+        self, request: pb.ComputeGradientRequest, context: Any
+    ) -> pb.ComputeGradientResponse:
+        """The vector-Jacobian product of the logits."""
+        if not request.HasField("grad_outputs"):
+            raise InvalidRequest.field(
+                "grad_outputs", "give the cotangent of the logits, one row per input row"
+            )
+        cotangent = codec.to_array(request.grad_outputs, "grad_outputs")
+        call = _call(request, context, GRADIENT, tensors={"grad_outputs": cotangent})
+        result = await result_of(self._worker, call, {"tensors.grad_outputs": "grad_outputs"})
+        response = pb.ComputeGradientResponse()
+        codec.from_array(result.tensors["gradient"], response.gradient)
+        codec.from_array(result.tensors["logits"], response.logits)
+        return response
+
+    async def ComputeActivations(
+        self, request: pb.ComputeActivationsRequest, context: Any
+    ) -> pb.ComputeActivationsResponse:
+        """Values of layers."""
+        if not request.layers:
+            raise InvalidRequest.field("layers", "name at least one layer; GetModel lists them")
+        params = json.dumps({"layers": list(request.layers)})
+        call = _call(request, context, ACTIVATIONS, params=params)
+        result = await result_of(self._worker, call, {"layer": "layers", "params.layers": "layers"})
+        response = pb.ComputeActivationsResponse()
+        for name in request.layers:
+            codec.from_array(result.tensors[name], response.activations[name])
+        return response
+
+    def _names(self) -> frozenset[str]:
+        return frozenset(info.name for info in self._worker.models())
+
+    def _model(self, name: str) -> ModelInfo:
+        return loaded_model(
+            self._worker, codec.required(name, "name", "a loaded model; ListModels lists them")
+        )
+
+
+def _call(request: Any, context: Any, primitive: str, **extra: Any) -> Call:
+    return Call(
+        model=codec.required(request.model, "model", "a loaded model; ListModels lists them"),
+        plugin=primitive,
+        inputs=codec.required_inputs(request),
+        timeout=codec.to_timeout(context.time_remaining()),
+        **extra,
+    )

@@ -1,0 +1,98 @@
+"""`inference.GRPCInferenceService`: predictions for clients of the Open Inference Protocol."""
+
+from collections.abc import Callable
+from typing import Any
+
+from interpret_api.open_inference import grpc_predict_v2_pb2 as pb
+from interpret_api.open_inference import grpc_predict_v2_pb2_grpc
+
+from .. import __version__
+from ..engine.api import Call, Worker
+from ..errors import NotFound
+from . import codec
+from . import open_inference_codec as inference
+from .calls import PREDICT, loaded_model, result_of
+
+OUTPUTS = ("logits", "probabilities")
+
+
+class OpenInferenceServicer(grpc_predict_v2_pb2_grpc.GRPCInferenceServiceServicer):
+    """Serves every model's `logits` and `probabilities`, both `(N, K)`.
+
+    Args:
+        worker: holds the models.
+        ready: whether the server takes requests.
+    """
+
+    def __init__(self, worker: Worker, ready: Callable[[], bool]) -> None:
+        self._worker, self._ready = worker, ready
+
+    async def ServerLive(self, request: Any, context: Any) -> pb.ServerLiveResponse:
+        """True: the server answers."""
+        return pb.ServerLiveResponse(live=True)
+
+    async def ServerReady(self, request: Any, context: Any) -> pb.ServerReadyResponse:
+        """Whether the start-up is over and no shutdown has begun."""
+        return pb.ServerReadyResponse(ready=self._ready())
+
+    async def ModelReady(
+        self, request: pb.ModelReadyRequest, context: Any
+    ) -> pb.ModelReadyResponse:
+        """Whether a model is loaded, in the version that is named."""
+        try:
+            loaded_model(self._worker, request.name, request.version)
+        except NotFound:
+            return pb.ModelReadyResponse(ready=False)
+        return pb.ModelReadyResponse(ready=True)
+
+    async def ServerMetadata(self, request: Any, context: Any) -> pb.ServerMetadataResponse:
+        """Name and version; no extensions."""
+        return pb.ServerMetadataResponse(name="interpret-server", version=__version__)
+
+    async def ModelMetadata(
+        self, request: pb.ModelMetadataRequest, context: Any
+    ) -> pb.ModelMetadataResponse:
+        """The input and the outputs of a model. Raises NotFound."""
+        info = loaded_model(self._worker, request.name, request.version)
+        return pb.ModelMetadataResponse(
+            name=info.name,
+            versions=[info.version],
+            platform=f"interpret_{info.format}",
+            inputs=[
+                pb.ModelMetadataResponse.TensorMetadata(
+                    name=info.input_name,
+                    datatype=inference.datatype_of(info.input_dtype),
+                    shape=(-1, *info.input_shape),
+                )
+            ],
+            outputs=[
+                pb.ModelMetadataResponse.TensorMetadata(
+                    name=name,
+                    datatype=inference.datatype_of(info.precision),
+                    shape=(-1, info.classes),
+                )
+                for name in OUTPUTS
+            ],
+        )
+
+    async def ModelInfer(
+        self, request: pb.ModelInferRequest, context: Any
+    ) -> pb.ModelInferResponse:
+        """Logits and probabilities, as raw contents where the request uses those, else typed."""
+        name = codec.required(request.model_name, "model_name", "a loaded model")
+        info = loaded_model(self._worker, name, request.model_version)
+        wanted = inference.wanted_outputs(request, OUTPUTS)
+        call = Call(
+            model=name,
+            plugin=PREDICT,
+            inputs=inference.to_array(request, info.input_name),
+            timeout=codec.to_timeout(context.time_remaining()),
+        )
+        result = await result_of(self._worker, call)
+        response = pb.ModelInferResponse(model_name=name, model_version=info.version, id=request.id)
+        # Contents are all raw or all typed; 16-bit floats have no typed form.
+        typed = all(result.tensors[output].dtype not in inference.RAW_ONLY for output in wanted)
+        raw = bool(request.raw_input_contents) or not typed
+        for output in wanted:
+            inference.add_output(response, output, result.tensors[output], raw=raw)
+        return response

@@ -1,0 +1,161 @@
+"""The server: every service on one port, over one worker."""
+
+import asyncio
+import logging
+from pathlib import Path
+from typing import Any
+
+from grpc import aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha.reflection_pb2 import DESCRIPTOR as REFLECTION
+
+from interpret_api.open_inference import grpc_predict_v2_pb2, grpc_predict_v2_pb2_grpc
+from interpret_api.v1 import (
+    interpret_service_pb2,
+    interpret_service_pb2_grpc,
+    model_service_pb2,
+    model_service_pb2_grpc,
+    plugin_service_pb2,
+    plugin_service_pb2_grpc,
+)
+
+from ..engine.api import Worker
+from ..errors import InterpretError
+from ..models.repository import resolve
+from .interceptor import CallInterceptor
+from .interpret_service import InterpretServicer
+from .model_service import ModelServicer
+from .open_inference import OpenInferenceServicer
+from .plugin_service import PluginServicer
+
+SERVICES = tuple(
+    service.full_name
+    for file in (
+        model_service_pb2.DESCRIPTOR,
+        plugin_service_pb2.DESCRIPTOR,
+        interpret_service_pb2.DESCRIPTOR,
+        grpc_predict_v2_pb2.DESCRIPTOR,
+        health_pb2.DESCRIPTOR,
+        REFLECTION,
+    )
+    for service in file.services_by_name.values()
+)
+_FLUSH = 0.5  # seconds for the last answers to leave; health watches never end by themselves
+_STATUS = health_pb2.HealthCheckResponse
+_logger = logging.getLogger(__name__)
+
+
+class AddressError(Exception):
+    """The address cannot be listened on; the message is one sentence."""
+
+
+class Server:
+    """Serves a worker over gRPC, in the event loop that calls `start`.
+
+    Args:
+        worker: holds models and plugins; `stop` closes it.
+        address: `host:port`; port 0 picks a free one.
+        repository: folder that `LoadModel` loads from, or None.
+        max_message_bytes: largest request; a larger one gets RESOURCE_EXHAUSTED.
+        max_upload_bytes: largest model file that `UploadModel` takes.
+    """
+
+    def __init__(
+        self,
+        worker: Worker,
+        *,
+        address: str = "127.0.0.1:0",
+        repository: Path | None = None,
+        max_message_bytes: int = 64 << 20,
+        max_upload_bytes: int = 2 << 30,
+    ) -> None:
+        self._worker, self._address, self._repository = worker, address, repository
+        self._max_message_bytes, self._max_upload_bytes = max_message_bytes, max_upload_bytes
+        self._health = health.aio.HealthServicer()
+        self._serving = False
+
+    async def start(self) -> str:
+        """Listen; health says NOT_SERVING until `serve`. Returns the bound address.
+
+        Raises:
+            AddressError: the address is in use, or none of this machine's.
+        """
+        for service in ("", *SERVICES):
+            await self._health.set(service, _STATUS.NOT_SERVING)
+        self._server = aio.server(
+            interceptors=[CallInterceptor()],
+            options=[
+                ("grpc.max_receive_message_length", self._max_message_bytes),
+                ("grpc.max_send_message_length", -1),
+                # Otherwise a second server on the same port would take half of the calls.
+                ("grpc.so_reuseport", 0),
+            ],
+        )
+        self._add_services()
+        try:
+            port = self._server.add_insecure_port(self._address)
+        except RuntimeError:
+            port = 0
+        if not port:
+            raise AddressError(
+                f"cannot listen on {self._address}: the port is in use or not allowed, or the "
+                "host is not one of this machine's"
+            )
+        await self._server.start()
+        return f"{self._address.rpartition(':')[0]}:{port}"
+
+    def _add_services(self) -> None:
+        worker, grpc = self._worker, self._server
+        models = ModelServicer(worker, self._repository, self._max_upload_bytes)
+        inference = OpenInferenceServicer(worker, lambda: self._serving)
+        servicers: dict[Any, Any] = {
+            model_service_pb2_grpc.add_ModelServiceServicer_to_server: models,
+            plugin_service_pb2_grpc.add_PluginServiceServicer_to_server: PluginServicer(worker),
+            interpret_service_pb2_grpc.add_InterpretServiceServicer_to_server: InterpretServicer(
+                worker
+            ),
+            grpc_predict_v2_pb2_grpc.add_GRPCInferenceServiceServicer_to_server: inference,
+            health_pb2_grpc.add_HealthServicer_to_server: self._health,
+        }
+        for add, servicer in servicers.items():
+            add(servicer, grpc)
+        reflection.enable_server_reflection(SERVICES, grpc)
+
+    async def load_repository(self) -> None:
+        """Load the newest version of every model of the repository; log those that fail."""
+        if self._repository is None:
+            return
+        for name in await asyncio.to_thread(_folders, self._repository):
+            try:
+                entry = await asyncio.to_thread(resolve, self._repository, name)
+                info = await self._worker.load(name, entry.path, entry.manifest)
+            except InterpretError as error:
+                _logger.error("model %s is not served: %s", name, error.message)
+            except Exception:
+                _logger.exception("model %s is not served: internal error", name)
+            else:
+                _logger.info("model %s: version %s, %s", name, info.version, info.format)
+
+    async def serve(self) -> None:
+        """Report SERVING."""
+        self._serving = True
+        for service in ("", *SERVICES):
+            await self._health.set(service, _STATUS.SERVING)
+
+    async def stop(self, grace: float) -> None:
+        """Report NOT_SERVING, refuse new calls, and give running ones `grace` seconds."""
+        self._serving = False
+        await self._health.enter_graceful_shutdown()
+        stopping = asyncio.create_task(self._server.stop(grace + _FLUSH))
+        await self._worker.close(grace)
+        await self._server.stop(_FLUSH)
+        await stopping
+
+
+def _folders(repository: Path) -> list[str]:
+    return sorted(
+        item.name
+        for item in repository.iterdir()
+        if item.is_dir() and not item.name.startswith(".")
+    )
