@@ -1,0 +1,113 @@
+"""One self-contained HTML page of pictures."""
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from html import escape
+
+import numpy as np
+from numpy.typing import NDArray
+
+_STYLE = """
+:root { color-scheme: light dark; }
+body { font: 15px/1.45 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto;
+       padding: 0 1rem; }
+h1 { font-size: 1.6rem; }
+h2 { font-size: 1.2rem; margin: 2.2rem 0 .2rem; }
+h3 { font-size: .9rem; font-weight: 600; margin: .7rem 0 .2rem; }
+p { margin: .2rem 0 .6rem; max-width: 60rem; }
+.line { display: grid; grid-template-columns: repeat(10, minmax(4.5rem, 1fr)); gap: .5rem;
+        overflow-x: auto; }
+figure { margin: 0; }
+figcaption { font-size: .75rem; text-align: center; }
+img { width: 100%; image-rendering: pixelated; border-radius: 3px; display: block; }
+table { border-collapse: collapse; margin: .6rem 0; }
+th, td { text-align: left; padding: .2rem .9rem .2rem 0; vertical-align: top; }
+"""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A PNG picture and the line under it."""
+
+    png: bytes
+    caption: str
+
+    def html(self) -> str:
+        """The picture as a figure."""
+        data = base64.b64encode(self.png).decode()
+        caption = escape(self.caption)
+        return (
+            f'<figure><img alt="{caption}" src="data:image/png;base64,{data}">'
+            f"<figcaption>{caption}</figcaption></figure>"
+        )
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading, a sentence, and lines of pictures."""
+
+    title: str
+    text: str
+    lines: dict[str, list[Cell]]
+
+    @classmethod
+    def originals(cls, images: NDArray[np.float32], captions: Sequence[str]) -> "Section":
+        """The inputs as they are."""
+        from interpret_server.rendering import image_png
+
+        cells = [
+            Cell(image_png(image, (0.0, 1.0), "CHW"), caption)
+            for image, caption in zip(images, captions, strict=True)
+        ]
+        return cls("originals", "Held-out digits; no network has seen them.", {"inputs": cells})
+
+    def html(self) -> str:
+        """The section as HTML."""
+        lines = [
+            f'<h3>{escape(name)}</h3><div class="line">{"".join(c.html() for c in cells)}</div>'
+            for name, cells in self.lines.items()
+        ]
+        return f"<h2>{escape(self.title)}</h2><p>{escape(self.text)}</p>{''.join(lines)}"
+
+
+@dataclass
+class Gallery:
+    """The page: facts, a table, sections."""
+
+    title: str
+    facts: list[tuple[str, str]] = field(default_factory=list)
+    rows: list[tuple[str, str, str]] = field(default_factory=list)
+    sections: list[Section] = field(default_factory=list)
+
+    def fact(self, name: str, value: str) -> None:
+        """A line at the top."""
+        self.facts.append((name, value))
+
+    def row(self, plugin: str, difference: str, summary: str) -> None:
+        """A line of the table of plugins."""
+        self.rows.append((plugin, difference, summary))
+
+    def add(self, section: Section) -> None:
+        """A section of pictures."""
+        self.sections.append(section)
+
+    def html(self) -> str:
+        """The whole page."""
+        facts = "".join(
+            f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>"
+            for name, value in self.facts
+        )
+        rows = "".join(
+            "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>"
+            for row in self.rows
+        )
+        return (
+            '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+            '<meta name="viewport" content="width=device-width">'
+            f"<title>{escape(self.title)}</title><style>{_STYLE}</style></head>"
+            f"<body><h1>{escape(self.title)}</h1>"
+            f"<table>{facts}</table><table><tr><th>plugin</th><th>files differ by</th>"
+            f"<th>what came out</th></tr>{rows}</table>"
+            f"{''.join(section.html() for section in self.sections)}</body></html>\n"
+        )
