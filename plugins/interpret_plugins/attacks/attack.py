@@ -1,0 +1,212 @@
+"""What every attack shares: parameters, result, and how it begins and ends."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from interpret_server.plugin import (
+    AuxTensor,
+    Batch,
+    Capability,
+    Classifier,
+    InvalidRequest,
+    Job,
+    Kind,
+    Params,
+    TargetKind,
+    logits_after,
+    logits_before,
+    metric,
+    output,
+)
+
+from .losses import Goal, LossName
+from .norms import L1, L2, NORMS, Linf, NormName
+from .region import Region
+
+_EMPTY_BOX = "the box is empty: lower is above upper, or the box lies outside the model's bounds"
+_REACHED = "the input already has the target class, so it is returned unchanged"
+_FLAT = (
+    "the loss has a zero gradient here, so a gradient attack cannot move; "
+    "its failure is no evidence of robustness"
+)
+
+
+class AttackParams(Params):
+    """Parameters that every attack in a ball or box has."""
+
+    epsilon: float | None = Field(
+        None,
+        ge=0,
+        description="Radius of the ball, in the units of the model's bounds; null: the customary "
+        "CIFAR-10 radius (linf 8/255, l2 0.5, l1 12) times the width of the bounds. Leave it out "
+        "where the tensors lower and upper are given.",
+    )
+    norm: NormName = Field("linf", description="Norm that epsilon is measured in.")
+    targeted: bool = Field(
+        False,
+        description="Reach the target class; otherwise the target is the true class, to be left.",
+    )
+    loss: LossName = Field(
+        "cross_entropy",
+        description="What is ascended, on logits: cross-entropy, or the margin between the "
+        "label's logit and the largest other one.",
+    )
+    confirm_small_epsilon: bool = Field(
+        False,
+        description="Accept an epsilon under a thousandth of the width of the bounds, which is "
+        "usually a mistake of units.",
+    )
+
+
+@dataclass(frozen=True)
+class AttackResult:
+    adversarial: Tensor = output(
+        "The inputs found, `(N, *input_shape)`, always inside the ball or box and the bounds; "
+        "where the attack failed, the closest to success."
+    )
+    success: Tensor = output(
+        "`(N,)` bool: `adversarial`, predicted again exactly as it is returned, has left the true "
+        "class, or reached the target class."
+    )
+    logits: Tensor = logits_before()
+    adversarial_logits: Tensor = logits_after()
+    initially_correct: Tensor = metric(
+        "1 where the input as given had not yet reached the attack's goal (untargeted: it was "
+        "classified correctly); count successes over these rows only."
+    )
+    distance_l0: Tensor = metric("Number of values changed.")
+    distance_l1: Tensor = metric("L1 norm of the change, measured in float64.")
+    distance_l2: Tensor = metric("L2 norm of the change, measured in float64.")
+    distance_linf: Tensor = metric("Linf norm of the change, measured in float64.")
+    queries: Tensor = metric("Forward passes spent on the row; a gradient counts as two.")
+
+
+@dataclass
+class Attempt:
+    """An attack under way.
+
+    Args:
+        model: the classifier under attack.
+        batch: the request.
+        region: where its results may lie.
+        goal: what they are to achieve.
+        logits: `(N, K)` of the inputs.
+        best: `(N, *input_shape)`, the best point so far; always in the region.
+        margin: `(N,)`, of `best`; above zero is success.
+        queries: `(N,)` int64, spent so far.
+    """
+
+    model: Classifier
+    batch: Batch
+    region: Region
+    goal: Goal
+    logits: Tensor
+    best: Tensor
+    margin: Tensor
+    queries: Tensor
+
+    @classmethod
+    def begin(cls, model: Classifier, batch: Batch, params: AttackParams, job: Job) -> "Attempt":
+        """Predict the inputs, and set the region and the goal.
+
+        Raises:
+            InvalidRequest: a box is incomplete, or is given besides an epsilon or another norm.
+        """
+        region = _region(model, batch, params, job)
+        goal = Goal(batch.targets.labels.to(batch.inputs.device), params.targeted, params.loss)
+        with torch.no_grad():
+            logits = model(batch.inputs)
+            start = region.confine(batch.inputs)
+            moved = (start != batch.inputs).flatten(1).any(1)
+            margin = goal.margin(model(start) if moved.any() else logits)
+        if params.targeted and (reached := goal.margin(logits) > 0).any():
+            job.warn(reached, _REACHED)
+        return cls(model, batch, region, goal, logits, start, margin, 1 + moved.long())
+
+    @property
+    def open(self) -> Tensor:
+        """The rows still to be attacked, as indices."""
+        return torch.nonzero(~(self.margin > 0)).squeeze(1)
+
+    def offer(self, rows: Tensor, x: Tensor, logits: Tensor) -> None:
+        """Keep, of `rows`, the points of `x` that are closer to success than any before."""
+        margin = self.goal.take(rows).margin(logits)
+        better = margin > self.margin[rows]
+        self.best[rows[better]] = x[better]
+        self.margin[rows[better]] = margin[better]
+
+    def finish(self, flat: Tensor, job: Job) -> AttackResult:
+        """Round the best points into the region, predict exactly those, and measure.
+
+        Args:
+            flat: `(N,)` bool, rows in which no step found a gradient.
+            job: gets a warning for those of them that were not won.
+        """
+        inputs = self.batch.inputs
+        adversarial = self.region.confine(self.best)
+        with torch.no_grad():
+            logits = self.model(adversarial)
+        success = (self.goal.margin(logits) > 0) & self.region.holds(adversarial)
+        if (failed := flat & ~success).any():
+            job.warn(failed, _FLAT)
+        delta = adversarial.double() - inputs.double()
+        return AttackResult(
+            adversarial=adversarial,
+            success=success,
+            logits=self.logits,
+            adversarial_logits=logits,
+            initially_correct=(~(self.goal.margin(self.logits) > 0)).double(),
+            distance_l0=(delta != 0).flatten(1).sum(1).double(),
+            distance_l1=L1().size(delta),
+            distance_l2=L2().size(delta),
+            distance_linf=Linf().size(delta),
+            queries=(self.queries + 1).double(),
+        )
+
+
+class Attack:
+    """What every attack declares."""
+
+    kind: ClassVar[Kind] = Kind.ATTACK
+    requires: ClassVar[frozenset[Capability]] = frozenset({Capability.GRADIENT, Capability.BOUNDS})
+    target_kinds: ClassVar[frozenset[TargetKind]] = frozenset({TargetKind.CLASS})
+    tensors: ClassVar[Mapping[str, AuxTensor]] = {
+        "lower": AuxTensor("Smallest values allowed, per row; with `upper`, instead of epsilon."),
+        "upper": AuxTensor("Largest values allowed, per row; with `lower`, instead of epsilon."),
+    }
+
+    def check(self, model: Classifier, params: AttackParams) -> None:
+        """Refuse an epsilon that is probably in other units than the bounds."""
+        epsilon, limit = params.epsilon, model.scale / 1000
+        if epsilon is not None and epsilon < limit and not params.confirm_small_epsilon:
+            lower, upper = model.bounds
+            raise InvalidRequest.field(
+                "params.epsilon",
+                f"{epsilon:g} is under a thousandth of the bounds of {model.name}, {lower:g} to "
+                f"{upper:g}; epsilon is in those units: scale it, or set confirm_small_epsilon",
+            )
+
+
+def _region(model: Classifier, batch: Batch, params: AttackParams, job: Job) -> Region:
+    lower, upper = batch.tensors.get("lower"), batch.tensors.get("upper")
+    if lower is None and upper is None:
+        epsilon = params.epsilon
+        if epsilon is None:
+            epsilon = NORMS[params.norm].customary * model.scale
+        return Region.ball(batch.inputs, params.norm, epsilon, model.bounds)
+    if lower is None or upper is None:
+        missing = "lower" if lower is None else "upper"
+        raise InvalidRequest.field(f"tensors.{missing}", "a box needs both lower and upper")
+    if params.epsilon is not None:
+        raise InvalidRequest.field("params.epsilon", "give either epsilon or a box, not both")
+    if params.norm != "linf":
+        raise InvalidRequest.field("params.norm", "a box is attacked with norm linf only")
+    region = Region.box(batch.inputs, lower, upper, model.bounds)
+    if not region.valid.all():
+        job.warn(~region.valid, _EMPTY_BOX)
+    return region
