@@ -31,6 +31,7 @@ def classifier(
     *,
     bounds: tuple[float, float] | None = (0.0, 1.0),
     name: str = "model",
+    input_layout: str = "other",
 ) -> Classifier:
     """A classifier from an eager module that `torch.fx` can trace.
 
@@ -38,6 +39,8 @@ def classifier(
         module: `(N, *input_shape)` to logits `(N, K)`; its dtype is the classifier's.
         input_shape: of one row.
         bounds: of the input, or None.
+        name: that errors call it by.
+        input_layout: `CHW`, `HWC`, `CL` or `other`.
     """
     graph = fx.symbolic_trace(module.eval().requires_grad_(False))
     dtype = next((p.dtype for p in module.parameters()), torch.float32)
@@ -76,5 +79,6 @@ def classifier(
         lacking=lacking,
         bounds=None if bounds is None else Bounds(*bounds),
         layers=layers,
+        input_layout=input_layout,
         dtype=dtype,
     )
