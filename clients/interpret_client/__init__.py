@@ -1,0 +1,100 @@
+"""Client for an interpret server: explain, visualise and attack served classifiers.
+
+    with interpret_client.connect("localhost:50051") as client:
+        client.load_model("net", "net.onnx", manifest={"bounds": [0, 1]})
+        result = client.run("saliency", "net", inputs, target=3)
+        result.tensors["attributions"]
+
+`interpret_client.aio` is the same, asynchronous; `interpret_client.torch` makes a served model a
+torch module. Importing this package imports no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from ._sync import Client, EventStream, connect
+from .errors import (
+    AlreadyExists,
+    Cancelled,
+    DeadlineExceeded,
+    FailedPrecondition,
+    InterpretClientError,
+    InvalidRequest,
+    MessageTooLarge,
+    NotFound,
+    Overloaded,
+    PermissionDenied,
+    ServerError,
+    Unauthenticated,
+    Unavailable,
+    Violation,
+)
+from .results import (
+    AuxTensor,
+    Event,
+    Gradient,
+    Layer,
+    Model,
+    Plugin,
+    Prediction,
+    Predictions,
+    Preview,
+    Progress,
+    Provenance,
+    Result,
+    ResultField,
+    RowWarning,
+    Verification,
+)
+
+if TYPE_CHECKING:
+    from . import aio, torch
+
+__all__ = [
+    "AlreadyExists",
+    "AuxTensor",
+    "Cancelled",
+    "Client",
+    "DeadlineExceeded",
+    "Event",
+    "EventStream",
+    "FailedPrecondition",
+    "Gradient",
+    "InterpretClientError",
+    "InvalidRequest",
+    "Layer",
+    "MessageTooLarge",
+    "Model",
+    "NotFound",
+    "Overloaded",
+    "PermissionDenied",
+    "Plugin",
+    "Prediction",
+    "Predictions",
+    "Preview",
+    "Progress",
+    "Provenance",
+    "Result",
+    "ResultField",
+    "RowWarning",
+    "ServerError",
+    "Unauthenticated",
+    "Unavailable",
+    "Verification",
+    "Violation",
+    "aio",
+    "connect",
+    "torch",
+]
+
+_LAZY = ("aio", "torch")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,301 @@
+"""Every method of the client as a description: which RPC, which request, how to read the answer.
+
+Nothing here sends anything, so the blocking and the asynchronous client share all of it.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from os import PathLike
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from google.protobuf.message import Message
+
+from interpret_api.v1 import interpret_service_pb2 as interpret
+from interpret_api.v1 import model_service_pb2 as models_api
+from interpret_api.v1 import plugin_service_pb2 as plugins_api
+
+from . import _codec as codec
+from . import _parse as parse
+from .errors import InvalidRequest
+from .results import Array, Event, Gradient, Model, Plugin, Predictions, Result
+
+CHUNK_BYTES = 1 << 20
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Call(Generic[T]):
+    """One RPC, ready to be sent.
+
+    Args:
+        method: `Service.Method`.
+        request: the message, or a function that yields the messages of a client stream.
+        parse: reads an answer.
+        retry: asking twice does no harm.
+        timeout: seconds; None for the client's own.
+    """
+
+    method: str
+    request: Message | Callable[[], Iterator[Message]]
+    parse: Callable[[Any], T]
+    retry: bool = False
+    timeout: float | None = None
+
+
+def load_model(
+    name: str,
+    source: str | PathLike[str] | bytes | None = None,
+    manifest: Mapping[str, Any] | str | PathLike[str] | None = None,
+    replace: bool = False,
+    *,
+    server_path: str | None = None,
+    timeout: float | None = None,
+) -> Call[Model]:
+    """Load a classifier and serve it as `name`.
+
+    Args:
+        name: the name to serve it under.
+        source: a local file or its bytes, uploaded to the server; None for a model of the
+            server's own repository.
+        manifest: what the file does not tell about itself, or the path of a .toml or .json file.
+        replace: replace a model of that name.
+        server_path: path below the server's model repository (`net/1/model.onnx`, or `net` for
+            its newest version); None for the entry called `name`. Only without `source`.
+        timeout: seconds; None for the client's own.
+
+    Raises:
+        InvalidRequest: the file is corrupt or of another format, or the manifest is wrong.
+        FailedPrecondition: the file is sound but cannot be served exactly.
+        AlreadyExists: the name is taken and `replace` is false.
+    """
+    manifest_json = codec.encode_manifest(manifest)
+    if source is None:
+        request = models_api.LoadModelRequest(
+            name=name, path=server_path or "", manifest_json=manifest_json, replace=replace
+        )
+        return Call("ModelService.LoadModel", request, parse.answered_model, timeout=timeout)
+    if server_path is not None:
+        raise InvalidRequest.field("server_path", "give source or server_path, not both")
+    size, sha256 = _measure(source)
+    header = models_api.UploadHeader(
+        name=name, manifest_json=manifest_json, replace=replace, size=size, sha256=sha256
+    )
+    messages = partial(_upload, header, source)
+    return Call("ModelService.UploadModel", messages, parse.answered_model, timeout=timeout)
+
+
+def _chunks(source: str | PathLike[str] | bytes) -> Iterator[bytes]:
+    if isinstance(source, bytes | bytearray | memoryview):
+        for start in range(0, len(source), CHUNK_BYTES):
+            yield bytes(source[start : start + CHUNK_BYTES])
+        return
+    with Path(source).open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            yield chunk
+
+
+def _measure(source: str | PathLike[str] | bytes) -> tuple[int, str]:
+    digest, size = hashlib.sha256(), 0
+    for chunk in _chunks(source):
+        digest.update(chunk)
+        size += len(chunk)
+    if not size:
+        raise InvalidRequest.field("source", "the model file is empty")
+    return size, digest.hexdigest()
+
+
+def _upload(
+    header: models_api.UploadHeader, source: str | PathLike[str] | bytes
+) -> Iterator[Message]:
+    yield models_api.UploadModelRequest(header=header)
+    for chunk in _chunks(source):
+        yield models_api.UploadModelRequest(chunk=chunk)
+
+
+def unload_model(name: str) -> Call[None]:
+    """Forget a model once the calls that run on it are done. Raises NotFound."""
+    request = models_api.UnloadModelRequest(name=name)
+    return Call("ModelService.UnloadModel", request, parse.nothing)
+
+
+def models() -> Call[tuple[Model, ...]]:
+    """Every loaded model."""
+    return Call("ModelService.ListModels", models_api.ListModelsRequest(), parse.models, retry=True)
+
+
+def model(name: str) -> Call[Model]:
+    """One loaded model. Raises NotFound."""
+    request = models_api.GetModelRequest(name=name)
+    return Call("ModelService.GetModel", request, parse.answered_model, retry=True)
+
+
+def plugins(kind: str | None = None) -> Call[tuple[Plugin, ...]]:
+    """Every plugin, or those of a kind (`attribution`, `synthesis`, `attack`, ...)."""
+    request = plugins_api.ListPluginsRequest(kind=kind or "")
+    return Call("PluginService.ListPlugins", request, parse.plugins, retry=True)
+
+
+def plugin(name: str) -> Call[Plugin]:
+    """One plugin, with the JSON schema of its parameters. Raises NotFound."""
+    request = plugins_api.GetPluginRequest(name=name)
+    return Call("PluginService.GetPlugin", request, parse.answered_plugin, retry=True)
+
+
+def predict(name: str, inputs: Any, *, timeout: float | None = None) -> Call[Predictions]:
+    """Logits and probabilities of N inputs.
+
+    Args:
+        name: a loaded model.
+        inputs: `(N, *input_shape)` in the model's bounds (anything that numpy can read, torch
+            tensors included), or paths or bytes of encoded images (JPEG, PNG), one per row.
+        timeout: seconds; None for the client's own.
+    """
+    request = models_api.PredictRequest(model=name, inputs=codec.encode_inputs(inputs))
+    return Call("ModelService.Predict", request, parse.predictions, retry=True, timeout=timeout)
+
+
+def gradient(
+    name: str, inputs: Any, grad_outputs: Any, *, timeout: float | None = None
+) -> Call[Gradient]:
+    """The vector-Jacobian product: the gradient of `sum(grad_outputs * logits)` by the inputs.
+
+    Args:
+        name: a loaded model.
+        inputs: as for `predict`.
+        grad_outputs: `(N, K)`.
+        timeout: seconds; None for the client's own.
+
+    Raises:
+        FailedPrecondition: the model cannot be differentiated.
+    """
+    request = models_api.ComputeGradientRequest(
+        model=name,
+        inputs=codec.encode_inputs(inputs),
+        grad_outputs=codec.encode_tensor(grad_outputs, "grad_outputs"),
+    )
+    return Call(
+        "ModelService.ComputeGradient", request, parse.gradient, retry=True, timeout=timeout
+    )
+
+
+def activations(
+    name: str, inputs: Any, layers: Sequence[str], *, timeout: float | None = None
+) -> Call[dict[str, Array]]:
+    """Values of layers, name -> `(N, *layer_shape)`.
+
+    Args:
+        name: a loaded model.
+        inputs: as for `predict`.
+        layers: names of layers, as `model(name).layers` lists them.
+        timeout: seconds; None for the client's own.
+    """
+    wanted = [layers] if isinstance(layers, str) else layers
+    request = models_api.ComputeActivationsRequest(
+        model=name, inputs=codec.encode_inputs(inputs), layers=wanted
+    )
+    return Call(
+        "ModelService.ComputeActivations", request, parse.activations, retry=True, timeout=timeout
+    )
+
+
+def _run_request(
+    plugin: str,
+    model: str,
+    inputs: Any,
+    target: Any,
+    params: Mapping[str, Any] | None,
+    seed: int | Sequence[int] | None,
+    tensors: Mapping[str, Any] | None,
+    render: bool,
+    half: bool,
+) -> interpret.RunRequest:
+    return interpret.RunRequest(
+        model=model,
+        plugin=plugin,
+        inputs=None if inputs is None else codec.encode_inputs(inputs),
+        targets=codec.encode_targets(target),
+        params_json=codec.encode_params(params),
+        seeds=codec.encode_seeds(seed),
+        tensors={
+            name: codec.encode_tensor(tensor, f"tensors.{name}")
+            for name, tensor in (tensors or {}).items()
+        },
+        render=render,
+        half_precision=half,
+    )
+
+
+def run(
+    plugin: str,
+    model: str,
+    inputs: Any = None,
+    *,
+    target: Any = None,
+    params: Mapping[str, Any] | None = None,
+    seed: int | Sequence[int] | None = None,
+    tensors: Mapping[str, Any] | None = None,
+    render: bool = False,
+    half: bool = False,
+    timeout: float | None = None,
+) -> Call[Result]:
+    """Run a plugin on a model and wait for its result.
+
+    Args:
+        plugin: a plugin, as `plugins()` lists them.
+        model: a loaded model.
+        inputs: as for `predict`; None for synthesis from nothing.
+        target: what to explain or to reach, one for all rows or a sequence with one per row: a
+            class (int); `{"layer": "features.3", "channel": 17}`; `{"layer": ..., "neuron":
+            [c, i, j]}`; `{"layer": ...}` for the mean of a layer; `{"layer": ..., "direction":
+            array}`. None for the predicted class.
+        params: the plugin's parameters; its schema is `plugin(name).schema`.
+        seed: one for all rows (row i gets seed + i) or one per row; None lets the server draw.
+        tensors: auxiliary tensors that the plugin declares, by name, one row per input row.
+        render: also draw the result as PNG.
+        half: fetch floating-point tensors as float16.
+        timeout: seconds; None for the client's own.
+
+    Raises:
+        InvalidRequest: `violations` names the fields that are wrong.
+        NotFound: no such model, plugin or layer.
+        FailedPrecondition: the model lacks a capability that the plugin requires.
+        Overloaded, Cancelled, DeadlineExceeded, Unavailable, ServerError.
+    """
+    request = _run_request(plugin, model, inputs, target, params, seed, tensors, render, half)
+    return Call("InterpretService.Run", request, parse.ran, retry=True, timeout=timeout)
+
+
+def stream(
+    plugin: str,
+    model: str,
+    inputs: Any = None,
+    *,
+    target: Any = None,
+    params: Mapping[str, Any] | None = None,
+    seed: int | Sequence[int] | None = None,
+    tensors: Mapping[str, Any] | None = None,
+    render: bool = False,
+    half: bool = False,
+    previews: bool = True,
+    timeout: float | None = None,
+) -> Call[Event]:
+    """Run a plugin on a model and follow it: progress and previews, then exactly one result.
+
+    Closing the stream, or leaving its `with` block, cancels the call.
+
+    Args:
+        plugin, model, inputs, target, params, seed, tensors, render, half, timeout: as for `run`.
+        previews: also send intermediate images.
+
+    Raises:
+        as `run`, while the stream is read.
+    """
+    request = interpret.RunStreamRequest(
+        request=_run_request(plugin, model, inputs, target, params, seed, tensors, render, half),
+        previews=previews,
+    )
+    return Call("InterpretService.RunStream", request, parse.event, timeout=timeout)

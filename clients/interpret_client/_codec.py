@@ -1,0 +1,232 @@
+"""Values of the caller to protobuf messages, without I/O except for reading named image files."""
+
+import json
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from interpret_api.v1 import types_pb2 as types
+
+from .errors import InvalidRequest, ServerError
+from .results import Array, Target
+
+ImageFile = str | PathLike[str] | bytes
+
+_DTYPES: Mapping[str, types.DataType] = {
+    "float32": types.DATA_TYPE_FLOAT32,
+    "float64": types.DATA_TYPE_FLOAT64,
+    "float16": types.DATA_TYPE_FLOAT16,
+    "bfloat16": types.DATA_TYPE_BFLOAT16,  # ml_dtypes' name; numpy itself has none
+    "int64": types.DATA_TYPE_INT64,
+    "int32": types.DATA_TYPE_INT32,
+    "int16": types.DATA_TYPE_INT16,
+    "int8": types.DATA_TYPE_INT8,
+    "uint8": types.DATA_TYPE_UINT8,
+    "bool": types.DATA_TYPE_BOOL,
+}
+_NAMES = {code: name for name, code in _DTYPES.items()}
+
+
+def to_array(value: Any, field: str) -> Array:
+    """Anything array-like as a numpy array; Python's own floats become float32.
+
+    Torch tensors may require gradients and lie on any device.
+    """
+    if isinstance(value, np.ndarray):
+        return value
+    for step in ("detach", "cpu"):
+        if callable(method := getattr(value, step, None)):
+            value = method()
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise InvalidRequest.field(field, f"cannot be read as an array ({error})") from error
+    if not hasattr(value, "__array__") and array.dtype == np.float64:
+        return array.astype(np.float32)
+    return array
+
+
+def encode_tensor(value: Any, field: str) -> types.Tensor:
+    """An array as a message: little-endian bytes in C order."""
+    array = to_array(value, field)
+    dtype = _DTYPES.get(array.dtype.name)
+    if dtype is None:
+        raise InvalidRequest.field(
+            field, f"arrays of type {array.dtype} cannot be sent; use one of {', '.join(_DTYPES)}"
+        )
+    little = (
+        array
+        if array.dtype.name == "bfloat16"
+        else array.astype(array.dtype.newbyteorder("<"), copy=False)
+    )
+    return types.Tensor(dtype=dtype, shape=array.shape, data=little.tobytes())
+
+
+def decode_tensor(tensor: types.Tensor, name: str) -> Array:
+    """A message as a writable array; bfloat16 becomes float32, which holds it exactly."""
+    dtype = _NAMES.get(tensor.dtype)
+    if dtype is None:
+        raise ServerError(f"{name}: the server sent an element type that this client lacks")
+    stored = np.dtype("<u2" if dtype == "bfloat16" else dtype).newbyteorder("<")
+    shape = tuple(tensor.shape)
+    if len(tensor.data) != int(np.prod(shape, dtype=np.int64)) * stored.itemsize:
+        raise ServerError(f"{name}: the server sent {len(tensor.data)} bytes for shape {shape}")
+    array = np.frombuffer(bytearray(tensor.data), dtype=stored).reshape(shape)
+    if dtype == "bfloat16":
+        return (array.astype(np.uint32) << 16).view(np.float32)
+    return array
+
+
+def decode_tensors(tensors: Mapping[str, types.Tensor]) -> dict[str, Array]:
+    """Named messages as arrays."""
+    return {name: decode_tensor(tensor, name) for name, tensor in tensors.items()}
+
+
+def encode_inputs(inputs: Any) -> types.Inputs:
+    """An array `(N, ...)`, or encoded images: one, or a sequence with one per row."""
+    if isinstance(inputs, str | PathLike | bytes):
+        inputs = [inputs]
+    if isinstance(inputs, list | tuple) and any(
+        isinstance(item, str | PathLike | bytes) for item in inputs
+    ):
+        images = [_image(item, row) for row, item in enumerate(inputs)]
+        return types.Inputs(images=types.EncodedImages(images=images))
+    return types.Inputs(tensor=encode_tensor(inputs, "inputs"))
+
+
+def _image(item: Any, row: int) -> bytes:
+    if isinstance(item, bytes):
+        return item
+    if isinstance(item, str | PathLike):
+        return Path(item).read_bytes()
+    raise InvalidRequest.field(
+        f"inputs[{row}]", "a list of images holds paths and bytes only; send arrays as one array"
+    )
+
+
+def encode_targets(target: Any) -> list[types.Target]:
+    """None, one target, or one per row; see `Client.run` for what a target may be."""
+    if target is None:
+        return []
+    if isinstance(target, Mapping) or _is_int(target):
+        return [_target(target, "target")]
+    if isinstance(target, list | tuple) and any(isinstance(item, Mapping) for item in target):
+        return [_target(item, f"target[{row}]") for row, item in enumerate(target)]
+    classes = to_array(target, "target")
+    if classes.dtype.kind not in "iu" or classes.ndim > 1:
+        raise InvalidRequest.field(
+            "target", "give a class, one class per row, or dictionaries with a layer"
+        )
+    return [types.Target(class_index=int(item)) for item in classes.reshape(-1)]
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def _target(value: Any, field: str) -> types.Target:
+    if _is_int(value):
+        return types.Target(class_index=int(value))
+    if not isinstance(value, Mapping):
+        raise InvalidRequest.field(field, "give a class or a dictionary with a layer")
+    layer = value.get("layer")
+    units = [key for key in value if key != "layer"]
+    known = {"class", "channel", "neuron", "direction"}
+    if not (layer is None or isinstance(layer, str)) or not set(units) <= known or len(units) > 1:
+        raise InvalidRequest.field(
+            field,
+            "takes a layer's name as layer and at most one of channel, neuron and direction, "
+            f"not {sorted(map(str, value))}",
+        )
+    message = types.Target(layer=layer or "")
+    match units:
+        case [] if layer:
+            message.whole_layer = True
+        case ["class"] if not layer and _is_int(value["class"]):
+            message.class_index = int(value["class"])
+        case ["channel"] if _is_int(value["channel"]):
+            message.channel = int(value["channel"])
+        case ["neuron"]:
+            index = to_array(value["neuron"], f"{field}.neuron").reshape(-1)
+            if index.dtype.kind not in "iu":
+                raise InvalidRequest.field(f"{field}.neuron", "give one whole number per axis")
+            message.neuron.index.extend(index.tolist())
+        case ["direction"]:
+            direction = to_array(value["direction"], f"{field}.direction").astype(np.float32)
+            message.direction.CopyFrom(encode_tensor(direction, f"{field}.direction"))
+        case [unit]:
+            raise InvalidRequest.field(f"{field}.{unit}", "give one whole number")
+        case _:
+            raise InvalidRequest.field(field, "the dictionary names no layer")
+    return message
+
+
+def decode_target(target: types.Target) -> Target:
+    """A target in the form that `run` takes."""
+    layer = {"layer": target.layer} if target.layer else {}
+    match target.WhichOneof("unit"):
+        case "class_index":
+            return int(target.class_index)
+        case "channel":
+            return {**layer, "channel": int(target.channel)}
+        case "neuron":
+            return {**layer, "neuron": list(target.neuron.index)}
+        case "direction":
+            return {**layer, "direction": decode_tensor(target.direction, "direction")}
+        case _:
+            return layer
+
+
+def encode_seeds(seed: int | Sequence[int] | None) -> list[int]:
+    """None, one seed, or one per row; each from 0 to 2**64 - 1."""
+    if seed is None:
+        return []
+    items: Iterable[Any] = [seed] if _is_int(seed) else seed  # type: ignore[assignment]
+    seeds = [int(item) if _is_int(item) else -1 for item in items]
+    if not all(0 <= item < 2**64 for item in seeds):
+        raise InvalidRequest.field("seed", "give whole numbers from 0 to 2**64 - 1")
+    return seeds
+
+
+def encode_params(params: Mapping[str, Any] | None) -> str:
+    """Parameters as JSON text; numpy's numbers and arrays are taken too."""
+    if not params:
+        return ""
+    try:
+        return json.dumps(dict(params), default=_plain, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise InvalidRequest.field("params", f"cannot be written as JSON ({error})") from error
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(f"a {type(value).__name__} has no JSON form")
+
+
+def encode_manifest(manifest: Mapping[str, Any] | str | PathLike[str] | None) -> str:
+    """A manifest, or the path of a .toml or .json file with one, as JSON text."""
+    if manifest is None:
+        return ""
+    if not isinstance(manifest, Mapping):
+        manifest = read_manifest(Path(manifest))
+    try:
+        return json.dumps(dict(manifest), default=_plain, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise InvalidRequest.field("manifest", f"cannot be written as JSON ({error})") from error
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest in a .toml or .json file."""
+    text = path.read_text(encoding="utf-8")
+    try:
+        manifest = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+    except ValueError as error:
+        raise InvalidRequest.field("manifest", f"{path.name} cannot be read ({error})") from error
+    if not isinstance(manifest, dict):
+        raise InvalidRequest.field("manifest", f"{path.name} holds no table of fields")
+    return manifest

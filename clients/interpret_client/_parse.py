@@ -1,0 +1,209 @@
+"""Protobuf answers to the client's results."""
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from interpret_api.v1 import interpret_service_pb2 as interpret
+from interpret_api.v1 import model_service_pb2 as models_api
+from interpret_api.v1 import plugin_service_pb2 as plugins_api
+from interpret_api.v1 import types_pb2 as types
+
+from . import results
+from ._codec import decode_target, decode_tensor, decode_tensors
+from .errors import ServerError
+
+
+def nothing(answer: Any) -> None:
+    """The answer says nothing."""
+
+
+def _json(text: str) -> Mapping[str, Any]:
+    value = json.loads(text) if text else {}
+    if not isinstance(value, dict):
+        raise ServerError("the server sent JSON that is no object")
+    return value
+
+
+def _model(message: models_api.Model) -> results.Model:
+    verification = message.verification
+    bounds = (message.bounds.lower, message.bounds.upper) if message.HasField("bounds") else None
+    return results.Model(
+        name=message.name,
+        version=message.version,
+        format=message.format,
+        form=message.form,
+        form_reason=message.form_reason,
+        sha256=message.sha256,
+        size=message.size,
+        device=message.device,
+        precision=message.precision,
+        input_name=message.input_name,
+        output_name=message.output_name,
+        input_shape=tuple(message.input_shape),
+        input_dtype=message.input_dtype,
+        input_layout=message.input_layout,
+        bounds=bounds,
+        classes=message.classes,
+        labels=tuple(message.labels),
+        logits_from=message.logits_from,
+        layers=tuple(
+            results.Layer(layer.name, layer.kind, tuple(layer.shape)) for layer in message.layers
+        ),
+        capabilities=frozenset(message.capabilities),
+        lacking=dict(message.lacking),
+        verification=results.Verification(
+            verification.reference,
+            verification.max_difference,
+            verification.relative_difference,
+            tuple(verification.batch_sizes),
+            verification.inputs,
+        ),
+        notes=tuple(message.notes),
+        manifest=_json(message.manifest_json),
+        max_batch=message.max_batch,
+    )
+
+
+def answered_model(answer: Any) -> results.Model:
+    """The answer's one model."""
+    return _model(answer.model)
+
+
+def models(answer: models_api.ListModelsResponse) -> tuple[results.Model, ...]:
+    """The answer's models."""
+    return tuple(_model(message) for message in answer.models)
+
+
+def _plugin(message: plugins_api.Plugin) -> results.Plugin:
+    return results.Plugin(
+        name=message.name,
+        kind=message.kind,
+        api=message.api,
+        version=message.version,
+        distribution=message.distribution,
+        summary=message.summary,
+        description=message.description,
+        requires=frozenset(message.requires),
+        rows=message.rows,
+        inputs=message.inputs,
+        target_kinds=frozenset(message.target_kinds),
+        schema=_json(message.params_schema_json),
+        results=tuple(
+            results.ResultField(item.name, item.role, item.description)
+            for item in message.result_fields
+        ),
+        tensors=tuple(
+            results.AuxTensor(item.name, item.description, item.like_input, item.required)
+            for item in message.tensors
+        ),
+    )
+
+
+def answered_plugin(answer: plugins_api.GetPluginResponse) -> results.Plugin:
+    """The answer's one plugin."""
+    return _plugin(answer.plugin)
+
+
+def plugins(answer: plugins_api.ListPluginsResponse) -> tuple[results.Plugin, ...]:
+    """The answer's plugins."""
+    return tuple(_plugin(message) for message in answer.plugins)
+
+
+def _predictions(messages: Iterable[types.Prediction]) -> tuple[results.Prediction, ...]:
+    return tuple(
+        results.Prediction(
+            tuple(message.classes),
+            tuple(message.probabilities),
+            tuple(message.logits),
+            tuple(message.labels),
+        )
+        for message in messages
+    )
+
+
+def predictions(answer: models_api.PredictResponse) -> results.Predictions:
+    """Logits, probabilities and the most probable classes."""
+    return results.Predictions(
+        decode_tensor(answer.logits, "logits"),
+        decode_tensor(answer.probabilities, "probabilities"),
+        _predictions(answer.predictions),
+    )
+
+
+def gradient(answer: models_api.ComputeGradientResponse) -> results.Gradient:
+    """The gradient and the logits."""
+    return results.Gradient(
+        decode_tensor(answer.gradient, "gradient"), decode_tensor(answer.logits, "logits")
+    )
+
+
+def activations(answer: models_api.ComputeActivationsResponse) -> dict[str, results.Array]:
+    """The layers' values."""
+    return decode_tensors(answer.activations)
+
+
+def ran(answer: interpret.RunResponse) -> results.Result:
+    """The answer's result."""
+    return _result(answer.result)
+
+
+def event(message: interpret.RunStreamResponse) -> results.Event:
+    """One event of a stream."""
+    match message.WhichOneof("event"):
+        case "progress":
+            progress = results.Progress(message.progress.done, message.progress.total)
+            return results.Event(progress=progress)
+        case "preview":
+            preview = results.Preview(
+                message.preview.done,
+                message.preview.total,
+                decode_tensors(message.preview.tensors),
+                _pictures(message.preview.pictures),
+            )
+            return results.Event(preview=preview)
+        case "result":
+            return results.Event(result=_result(message.result))
+        case _:
+            raise ServerError("the server sent an event that this client does not know")
+
+
+def _pictures(pictures: Mapping[str, interpret.Pictures]) -> dict[str, tuple[bytes, ...]]:
+    return {name: tuple(item.png) for name, item in pictures.items()}
+
+
+def _result(message: interpret.Result) -> results.Result:
+    return results.Result(
+        tensors=decode_tensors(message.tensors),
+        metrics={
+            name: np.array(item.values, dtype=np.float64) for name, item in message.metrics.items()
+        },
+        before=_predictions(message.predictions_before),
+        after=_predictions(message.predictions_after),
+        warnings=tuple(
+            results.RowWarning(item.message, tuple(item.rows)) for item in message.warnings
+        ),
+        pictures=_pictures(message.pictures),
+        provenance=_provenance(message.provenance),
+    )
+
+
+def _provenance(message: interpret.Provenance) -> results.Provenance:
+    return results.Provenance(
+        model=message.model,
+        model_sha256=message.model_sha256,
+        model_version=message.model_version,
+        plugin=message.plugin,
+        plugin_version=message.plugin_version,
+        server_version=message.server_version,
+        params=_json(message.params_json),
+        targets=tuple(decode_target(target) for target in message.targets),
+        seeds=tuple(message.seeds),
+        device=message.device,
+        precision=message.precision,
+        queue_seconds=message.queue_seconds,
+        run_seconds=message.run_seconds,
+        batch_rows=message.batch_rows,
+    )

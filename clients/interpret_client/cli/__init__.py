@@ -1,0 +1,29 @@
+"""The `interpret` command."""
+
+import sys
+
+import click
+
+from ._options import CommandLine, connection_options
+from .models import load, models, predict, unload
+from .plugins import plugins
+from .run import run
+
+__all__ = ["main"]
+
+
+@click.group(cls=CommandLine, context_settings={"help_option_names": ["-h", "--help"]})
+@connection_options
+@click.version_option(package_name="interpret-server", prog_name="interpret")
+def main() -> None:
+    """Explain, visualise and attack the classifiers that a server holds.
+
+    Exit status: 0 success, 1 the server refused or failed, 2 wrong usage, 130 interrupted.
+    """
+
+
+for command in (models, load, unload, plugins, predict, run):
+    main.add_command(command)
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,57 @@
+"""How the commands print: tables for people, one JSON document for machines."""
+
+import json
+import shutil
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from ..results import Prediction, plain
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A console that takes the server's words literally and never cuts piped output short."""
+    made = Console(stderr=stderr, markup=False, highlight=False, emoji=False)
+    if not made.is_terminal:
+        made.width = max(shutil.get_terminal_size().columns, 160)
+    return made
+
+
+def print_json(value: Any) -> None:
+    """`value` as one JSON document."""
+    click.echo(json.dumps(plain(value), indent=2, ensure_ascii=False))
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> Table:
+    """A table whose cells are folded rather than cut."""
+    made = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        made.add_column(column, overflow="fold")
+    for row in rows:
+        made.add_row(*row)
+    return made
+
+
+def pairs(rows: Iterable[tuple[str, str]]) -> Table:
+    """Names and values, without a heading."""
+    made = Table(box=None, pad_edge=False, show_header=False)
+    made.add_column(style="bold")
+    made.add_column(overflow="fold")
+    for name, value in rows:
+        if value:
+            made.add_row(name, value)
+    return made
+
+
+def shape_text(shape: Sequence[int]) -> str:
+    """`1x28x28`."""
+    return "x".join(map(str, shape))
+
+
+def class_text(prediction: Prediction) -> str:
+    """The most probable class: `3 owl 99.1%`."""
+    name = f" {prediction.labels[0]}" if prediction.labels else ""
+    return f"{prediction.classes[0]}{name} {prediction.probabilities[0]:.1%}"

@@ -1,0 +1,166 @@
+"""`interpret run`."""
+
+import json
+from pathlib import Path
+from typing import Any, TextIO
+
+import click
+import numpy as np
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from .._sync import EventStream
+from ..results import Result
+from ._arguments import (
+    parse_targets,
+    parse_value,
+    read_array,
+    read_inputs,
+    row_names,
+    split_pairs,
+)
+from ._options import Settings, connection_options
+from ._output import class_text, console, print_json, table
+
+
+@click.command()
+@click.argument("plugin")
+@click.argument("model")
+@click.argument("inputs", metavar="[INPUT]...", nargs=-1)
+@click.option(
+    "--target",
+    "targets",
+    multiple=True,
+    help="3, 3,5,7 (one per row), layer:NAME, layer:NAME/channel:17, layer:NAME/neuron:1,2,3 or "
+    "layer:NAME/direction:FILE.npy; repeat it for one per row. Default: the predicted class.",
+)
+@click.option(
+    "--param",
+    "params",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="A parameter: a JSON value, a fraction such as 8/255, or text.",
+)
+@click.option(
+    "--params", "params_file", type=click.File(), help="JSON file of parameters; - for stdin."
+)
+@click.option("--seed", type=click.IntRange(0, 2**64 - 1), help="Row i gets this seed + i.")
+@click.option(
+    "--tensor", "tensors", multiple=True, metavar="NAME=FILE", help="An auxiliary tensor."
+)
+@click.option(
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for tensors.npz, result.json and the pictures.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace the files of an earlier result there.")
+@click.option(
+    "--render/--no-render", default=None, help="Draw the result as PNG. [default: with --output]"
+)
+@connection_options
+@click.pass_obj
+def run(
+    settings: Settings,
+    plugin: str,
+    model: str,
+    inputs: tuple[str, ...],
+    targets: tuple[str, ...],
+    params: tuple[str, ...],
+    params_file: TextIO | None,
+    seed: int | None,
+    tensors: tuple[str, ...],
+    output: Path | None,
+    overwrite: bool,
+    render: bool | None,
+) -> None:
+    """Run PLUGIN on MODEL, for images (.png, .jpg) or arrays (.npy, .npz, FILE.npz:NAME).
+
+    Without INPUT, plugins that make images from nothing start from their own initial image.
+    """
+    if output is not None and (output / "result.json").exists() and not overwrite:
+        raise click.UsageError(f"{output} holds a result; choose another folder or --overwrite")
+    parameters = _read_params(params_file)
+    parameters |= {key: parse_value(text) for key, text in split_pairs(params, "--param").items()}
+    arrays = {name: read_array(file) for name, file in split_pairs(tensors, "--tensor").items()}
+    target = parse_targets(targets)
+    with settings.connect() as client:
+        given = read_inputs(inputs, client.model(model)) if inputs else None
+        stream = client.stream(
+            plugin,
+            model,
+            given,
+            target=target,
+            params=parameters,
+            seed=seed,
+            tensors=arrays,
+            render=output is not None if render is None else render,
+            previews=False,
+        )
+        with stream:
+            result = _follow(stream, f"{plugin} on {model}", quiet=settings.json)
+    written = result.save(output, overwrite=overwrite) if output is not None else ()
+    if settings.json:
+        print_json({**result.summary(), "files": [str(path) for path in written]})
+    else:
+        _print_result(result, row_names(inputs, _rows(result)), written)
+
+
+def _read_params(file: TextIO | None) -> dict[str, Any]:
+    if file is None:
+        return {}
+    try:
+        params = json.load(file)
+    except ValueError as error:
+        raise click.BadParameter(f"the file is no JSON ({error})", param_hint="--params") from error
+    if not isinstance(params, dict):
+        raise click.BadParameter("the file holds no JSON object", param_hint="--params")
+    return params
+
+
+def _follow(stream: EventStream, title: str, *, quiet: bool) -> Result:
+    progress = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console(stderr=True),
+        disable=quiet,
+        transient=True,
+    )
+    result: Result | None = None
+    with progress:
+        task = progress.add_task(title, total=None)
+        for event in stream:
+            if event.progress is not None:
+                progress.update(task, completed=event.progress.done, total=event.progress.total)
+            result = event.result or result
+    if result is None:
+        raise AssertionError("a stream ends in a result or an error")
+    return result
+
+
+def _rows(result: Result) -> int:
+    sizes = [len(values) for values in (*result.metrics.values(), *result.tensors.values())]
+    return max([*sizes, len(result.before), len(result.after)], default=0)
+
+
+def _print_result(result: Result, names: list[str], written: tuple[Path, ...]) -> None:
+    columns = {"row": names}
+    if result.before:
+        columns["before"] = [class_text(item) for item in result.before]
+    if result.after:
+        columns["after"] = [class_text(item) for item in result.after]
+    for name, values in result.metrics.items():
+        columns[name] = [f"{value:.4g}" for value in values]
+    out = console()
+    out.print(table(tuple(columns), list(zip(*columns.values(), strict=True))))
+    for warning in result.warnings:
+        rows = ", ".join(names[row] for row in warning.rows if row < len(names))
+        out.print(f"Warning ({rows}): {warning.message}", style="yellow")
+    for name, tensor in result.tensors.items():
+        values = np.asarray(tensor, dtype=np.float64)
+        span = f"{values.min():.4g} to {values.max():.4g}" if values.size else "empty"
+        out.print(f"{name}: {tensor.dtype.name} {'x'.join(map(str, tensor.shape))}, {span}")
+    where = result.provenance
+    out.print(f"{where.run_seconds:.2f} s on {where.device}")
+    for path in written:
+        out.print(str(path))

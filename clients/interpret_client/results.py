@@ -1,0 +1,351 @@
+"""What the client's methods return: plain values and numpy arrays, no protobuf."""
+
+import io
+import json
+import re
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+Target = int | Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer of a model; `shape` is of one row, without the batch axis."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Verification:
+    """How a served model was compared with its file's own execution.
+
+    Args:
+        reference: what executed the file (`torch.jit`, `onnxruntime`, ...).
+        max_difference: largest absolute difference of a logit.
+        relative_difference: the same over the largest absolute logit.
+        batch_sizes: which were tried.
+        inputs: rows compared in all.
+    """
+
+    reference: str
+    max_difference: float
+    relative_difference: float
+    batch_sizes: tuple[int, ...]
+    inputs: int
+
+
+@dataclass(frozen=True)
+class Model:
+    """What the server knows of a loaded model.
+
+    Args:
+        form: `graph` (lowered), `archive` (the file's own program) or `runtime` (forward only);
+            `form_reason` says why.
+        input_shape: of one row, without the batch axis.
+        bounds: smallest and largest input value, or None where the manifest states none.
+        logits_from: what the logits were recovered from (`logits`, `softmax`, ...).
+        lacking: capability -> why the model lacks it.
+        manifest: the manifest in force.
+        max_batch: most rows of one forward pass.
+    """
+
+    name: str
+    version: str
+    format: str
+    form: str
+    form_reason: str
+    sha256: str
+    size: int
+    device: str
+    precision: str
+    input_name: str
+    output_name: str
+    input_shape: tuple[int, ...]
+    input_dtype: str
+    input_layout: str
+    bounds: tuple[float, float] | None
+    classes: int
+    labels: tuple[str, ...]
+    logits_from: str
+    layers: tuple[Layer, ...]
+    capabilities: frozenset[str]
+    lacking: Mapping[str, str]
+    verification: Verification
+    notes: tuple[str, ...]
+    manifest: Mapping[str, Any]
+    max_batch: int
+
+
+@dataclass(frozen=True)
+class ResultField:
+    """A field of a plugin's result: `tensor`, `metric`, `logits_before` or `logits_after`."""
+
+    name: str
+    role: str
+    description: str
+
+
+@dataclass(frozen=True)
+class AuxTensor:
+    """An auxiliary tensor that a plugin accepts by name, one row per input row."""
+
+    name: str
+    description: str
+    like_input: bool
+    required: bool
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """What the server knows of a plugin.
+
+    Args:
+        requires: capabilities that a model must have.
+        rows: `independent` or `group`.
+        inputs: `required`, `optional` or `forbidden`.
+        target_kinds: kinds of target that it accepts; empty where it uses none.
+        schema: JSON Schema of its parameters.
+        results: the fields of its result.
+        tensors: the auxiliary tensors that a request may bring.
+    """
+
+    name: str
+    kind: str
+    api: int
+    version: str
+    distribution: str
+    summary: str
+    description: str
+    requires: frozenset[str]
+    rows: str
+    inputs: str
+    target_kinds: frozenset[str]
+    schema: Mapping[str, Any]
+    results: tuple[ResultField, ...]
+    tensors: tuple[AuxTensor, ...]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One row's classes, most probable first, at most five; `labels` where the model has them."""
+
+    classes: tuple[int, ...]
+    probabilities: tuple[float, ...]
+    logits: tuple[float, ...]
+    labels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """What a model answers to N rows.
+
+    Args:
+        logits: `(N, K)`.
+        probabilities: `(N, K)`, in [0, 1].
+        rows: the most probable classes of every row.
+    """
+
+    logits: Array
+    probabilities: Array
+    rows: tuple[Prediction, ...]
+
+    @property
+    def classes(self) -> NDArray[np.int64]:
+        """The most probable class of every row, `(N,)`."""
+        return np.asarray([row.classes[0] for row in self.rows], dtype=np.int64)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The most probable class's name of every row; empty where the model has no names."""
+        return tuple(row.labels[0] for row in self.rows if row.labels)
+
+
+@dataclass(frozen=True, eq=False)
+class Gradient:
+    """A vector-Jacobian product.
+
+    Args:
+        gradient: `(N, *input_shape)`: of `sum(grad_outputs * logits)` by the inputs.
+        logits: `(N, K)`.
+    """
+
+    gradient: Array
+    logits: Array
+
+
+@dataclass(frozen=True)
+class RowWarning:
+    """A sentence about some rows of a result."""
+
+    message: str
+    rows: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Provenance:
+    """Enough to repeat a call: pass `params`, `targets` and `seeds` on as they are.
+
+    Args:
+        params: with every default filled in.
+        targets: one per row, in the form that `run` takes.
+        seeds: one per row.
+        queue_seconds: time spent waiting.
+        run_seconds: time spent running.
+        batch_rows: rows of the batch in which the call ran, its own included.
+    """
+
+    model: str
+    model_sha256: str
+    model_version: str
+    plugin: str
+    plugin_version: str
+    server_version: str
+    params: Mapping[str, Any]
+    targets: tuple[Target, ...]
+    seeds: tuple[int, ...]
+    device: str
+    precision: str
+    queue_seconds: float
+    run_seconds: float
+    batch_rows: int
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """A plugin's result for N rows.
+
+    Args:
+        tensors: name -> `(N, ...)`.
+        metrics: name -> one number per row, `(N,)` float64.
+        before: predictions of the inputs as given, where the plugin computes them.
+        after: predictions of the inputs that the plugin made.
+        warnings: sentences about some rows.
+        pictures: name -> one PNG file per row; empty unless rendering was asked for.
+        provenance: enough to repeat the call.
+    """
+
+    tensors: Mapping[str, Array]
+    metrics: Mapping[str, NDArray[np.float64]]
+    before: tuple[Prediction, ...]
+    after: tuple[Prediction, ...]
+    warnings: tuple[RowWarning, ...]
+    pictures: Mapping[str, tuple[bytes, ...]]
+    provenance: Provenance
+
+    def summary(self) -> dict[str, Any]:
+        """Everything but the tensors' values and the pictures, ready for `json.dumps`."""
+        summary: dict[str, Any] = plain(
+            {
+                "metrics": self.metrics,
+                "before": self.before,
+                "after": self.after,
+                "warnings": self.warnings,
+                "tensors": {
+                    name: {"dtype": tensor.dtype.name, "shape": tensor.shape}
+                    for name, tensor in self.tensors.items()
+                },
+                "provenance": self.provenance,
+            }
+        )
+        return summary
+
+    def save(self, directory: str | PathLike[str], *, overwrite: bool = False) -> tuple[Path, ...]:
+        """Write `tensors.npz`, `result.json` and one PNG per picture (`attributions-0.png`, ...).
+
+        Args:
+            directory: made where it does not exist.
+            overwrite: replace files of those names.
+
+        Returns:
+            The files that were written.
+
+        Raises:
+            FileExistsError: a file of that name is there; nothing is written then.
+        """
+        files = {
+            "tensors.npz": _npz(self.tensors),
+            "result.json": (json.dumps(self.summary(), indent=2) + "\n").encode(),
+        }
+        for name, pictures in self.pictures.items():
+            files |= {f"{_safe(name)}-{row}.png": png for row, png in enumerate(pictures)}
+        folder = Path(directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in files:
+            if not overwrite and (folder / name).exists():
+                raise FileExistsError(
+                    f"{folder / name} exists; choose another folder or allow overwriting"
+                )
+        for name, data in files.items():
+            (folder / name).write_bytes(data)
+        return tuple(folder / name for name in files)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """`done` of `total` steps."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, eq=False)
+class Preview:
+    """Intermediate tensors `(N, ...)` after `done` steps, drawn where rendering was asked for."""
+
+    done: int
+    total: int
+    tensors: Mapping[str, Array]
+    pictures: Mapping[str, tuple[bytes, ...]]
+
+
+@dataclass(frozen=True, eq=False)
+class Event:
+    """One event of a stream: exactly one of the three is not None."""
+
+    progress: Progress | None = None
+    preview: Preview | None = None
+    result: Result | None = None
+
+
+def plain(value: Any) -> Any:
+    """`value` with dataclasses, arrays, sets and tuples as what JSON has."""
+    if is_dataclass(value):
+        return {item.name: plain(getattr(value, item.name)) for item in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, set | frozenset):
+        return sorted(plain(item) for item in value)
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, np.ndarray):
+        return plain(value.tolist())
+    if isinstance(value, np.generic):
+        return plain(value.item())
+    if isinstance(value, float) and not np.isfinite(value):
+        return str(value)
+    return value
+
+
+def _safe(name: str) -> str:
+    return re.sub(r"[^\w.-]", "_", name)
+
+
+def _npz(tensors: Mapping[str, Array]) -> bytes:
+    # numpy.savez takes the names as keyword arguments, where one called `file` would collide.
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, tensor in tensors.items():
+            with archive.open(f"{_safe(name)}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, tensor, allow_pickle=False)
+    return buffer.getvalue()
