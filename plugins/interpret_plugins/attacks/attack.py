@@ -28,7 +28,6 @@ from .losses import Goal, LossName
 from .norms import L1, L2, NORMS, Linf, NormName
 from .region import Region
 
-_EMPTY_BOX = "the box is empty: lower is above upper, or the box lies outside the model's bounds"
 _REACHED = "the input already has the target class, so it is returned unchanged"
 _FLAT = (
     "the loss has a zero gradient here, so a gradient attack cannot move; "
@@ -115,9 +114,9 @@ class Attempt:
         """Predict the inputs, and set the region and the goal.
 
         Raises:
-            InvalidRequest: a box is incomplete, or is given besides an epsilon or another norm.
+            InvalidRequest: a box is incomplete or empty, or contradicts epsilon or norm.
         """
-        region = _region(model, batch, params, job)
+        region = _region(model, batch, params)
         goal = Goal(batch.targets.labels.to(batch.inputs.device), params.targeted, params.loss)
         with torch.no_grad():
             logits = model(batch.inputs)
@@ -192,7 +191,7 @@ class Attack:
             )
 
 
-def _region(model: Classifier, batch: Batch, params: AttackParams, job: Job) -> Region:
+def _region(model: Classifier, batch: Batch, params: AttackParams) -> Region:
     lower, upper = batch.tensors.get("lower"), batch.tensors.get("upper")
     if lower is None and upper is None:
         epsilon = params.epsilon
@@ -206,7 +205,4 @@ def _region(model: Classifier, batch: Batch, params: AttackParams, job: Job) -> 
         raise InvalidRequest.field("params.epsilon", "give either epsilon or a box, not both")
     if params.norm != "linf":
         raise InvalidRequest.field("params.norm", "a box is attacked with norm linf only")
-    region = Region.box(batch.inputs, lower, upper, model.bounds)
-    if not region.valid.all():
-        job.warn(~region.valid, _EMPTY_BOX)
-    return region
+    return Region.box(batch.inputs, lower, upper, model.bounds)

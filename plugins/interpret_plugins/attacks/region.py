@@ -9,6 +9,7 @@ from torch import Tensor
 
 from interpret_server.models.classifier import Bounds
 from interpret_server.noise import uniform_rows
+from interpret_server.plugin import InvalidRequest
 
 from .norms import NORMS, Norm, NormName, RoundNorm, per_row
 
@@ -44,7 +45,6 @@ class Region:
         radius: of the ball around `centre` in `norm`; infinite where the box says it all.
         reach: `(N, *input_shape)`; what a step size is measured by: epsilon, or half the width of
             the caller's box.
-        valid: `(N,)` bool; false where the caller's box is empty, and nothing is allowed.
     """
 
     norm: Norm
@@ -53,31 +53,35 @@ class Region:
     upper: Tensor
     radius: float
     reach: Tensor
-    valid: Tensor
 
     @classmethod
     def ball(cls, x: Tensor, norm: NormName, epsilon: float, bounds: Bounds) -> "Region":
         """The inputs within `epsilon` of `x` in a norm, and within the bounds."""
         strategy = NORMS[norm]
-        side, radius = (
-            (math.inf, epsilon) if isinstance(strategy, RoundNorm) else (epsilon, math.inf)
-        )
+        is_box = not isinstance(strategy, RoundNorm)
+        side, radius = (epsilon, math.inf) if is_box else (math.inf, epsilon)
         lower = _least(x, side, bounds.lower)
         upper = -_least(-x, side, -bounds.upper)
-        reach = torch.full_like(x, epsilon)
-        return cls(strategy, x, lower, upper, radius, reach, x.new_ones(len(x), dtype=torch.bool))
+        return cls(strategy, x, lower, upper, radius, torch.full_like(x, epsilon))
 
     @classmethod
     def box(cls, x: Tensor, lower: Tensor, upper: Tensor, bounds: Bounds) -> "Region":
-        """The inputs in a box and within the bounds. A row whose box is empty is not valid."""
+        """The inputs in a box and within the bounds.
+
+        Raises:
+            InvalidRequest: a row's box is empty.
+        """
         least = _round_up(torch.full_like(x, bounds.lower, dtype=torch.float64), x.dtype)
         most = -_round_up(torch.full_like(x, -bounds.upper, dtype=torch.float64), x.dtype)
         lower, upper = torch.maximum(lower, least), torch.minimum(upper, most)
-        valid = (lower <= upper).flatten(1).all(1)
-        lower = torch.where(per_row(valid, x), lower, x)
-        upper = torch.where(per_row(valid, x), upper, x)
-        reach = (upper - lower) / 2
-        return cls(NORMS["linf"], x, lower, upper, math.inf, reach, valid)
+        empty = ~(lower <= upper).flatten(1).all(1)
+        if empty.any():
+            raise InvalidRequest.field(
+                "tensors.lower",
+                f"the box of row {int(empty.nonzero()[0])} is empty: lower is above upper, or the "
+                "box lies outside the model's bounds",
+            )
+        return cls(NORMS["linf"], x, lower, upper, math.inf, (upper - lower) / 2)
 
     def take(self, rows: Tensor) -> "Region":
         """The region of some rows."""
@@ -88,7 +92,6 @@ class Region:
             self.upper[rows],
             self.radius,
             self.reach[rows],
-            self.valid[rows],
         )
 
     def random(self, seeds: Sequence[int], step: int) -> Tensor:
@@ -131,6 +134,4 @@ class Region:
     def holds(self, x: Tensor) -> Tensor:
         """Whether each row lies in the region, `(N,)`, measured in float64."""
         inside = ((x >= self.lower) & (x <= self.upper)).flatten(1).all(1)
-        return (
-            self.valid & inside & (self.norm.size(x.double() - self.centre.double()) <= self.radius)
-        )
+        return inside & (self.norm.size(x.double() - self.centre.double()) <= self.radius)

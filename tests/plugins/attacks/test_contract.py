@@ -300,18 +300,15 @@ def test_a_box_that_is_incomplete_or_contradicted_is_refused(
 
 
 @pytest.mark.parametrize("plugin", [PGD, FGSM])
-def test_an_empty_box_is_warned_about_and_never_a_success(plugin: type[PGD] | type[FGSM]) -> None:
+def test_an_empty_box_is_refused_by_its_row(plugin: type[PGD] | type[FGSM]) -> None:
     model, x = network(), images(3)
-    lower, upper = (x - 0.2).clamp(0, 1), (x + 0.2).clamp(0, 1)
-    lower[1, 0, 0, 0], upper[1, 0, 0, 0] = 0.6, 0.4
-    labels = predicted(model, x)
-    labels[1] = (labels[1] + 1) % 5
-    job = Recorder()
-    boxes = {"lower": lower, "upper": upper}
-    result = attack(plugin, model, x, labels, tensors=boxes, job=job)
-    assert not result.success[1]
-    assert job.warnings[0][0] == [1]
-    assert "box is empty" in job.warnings[0][1]
+    crossed = {"lower": x.clone(), "upper": x.clone()}
+    crossed["lower"][1, 0, 0, 0], crossed["upper"][1, 0, 0, 0] = 0.6, 0.4
+    outside = {"lower": x.clone(), "upper": x.clone()}
+    outside["lower"][1], outside["upper"][1] = 1.5, 2.0
+    for boxes in (crossed, outside):
+        with pytest.raises(InvalidRequest, match=r"tensors\.lower: the box of row 1 is empty"):
+            attack(plugin, model, x, predicted(model, x), tensors=boxes)
 
 
 class Flat(nn.Module):
