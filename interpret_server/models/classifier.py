@@ -4,12 +4,13 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, fx, nn
 
 from ..errors import FailedPrecondition, InvalidRequest
+from .batching import InGroups
 from .relu_rules import ReluRule, relu_rule
 from .targets import TargetKind, Targets
 
@@ -141,6 +142,14 @@ class Classifier:
         logits: Tensor = self.module(x)
         return logits
 
+    def to(self, device: torch.device) -> Self:
+        """Move this classifier to a device, in place."""
+        self.module.to(device)
+        self._mean = None if self._mean is None else self._mean.to(device)
+        self.device = device
+        self._plans.clear()
+        return self
+
     @property
     def bounds(self) -> Bounds:
         """Smallest and largest input value.
@@ -201,7 +210,8 @@ class Classifier:
         return self._plans[key](self.module.normalise(x))
 
     def _plan(self, nodes: tuple[str, ...]) -> Callable[[Tensor], tuple[Tensor, ...]]:
-        body = self.module.body
+        grouped = self.module.body if isinstance(self.module.body, InGroups) else None
+        body = grouped.body if grouped else self.module.body
         if not isinstance(body, fx.GraphModule):
             raise FailedPrecondition(self.lacking[Capability.LAYERS])
         graph = fx.Graph()
@@ -209,8 +219,10 @@ class Classifier:
         graph.graph_copy(body.graph, copies)
         by_name = {node.name: copy for node, copy in copies.items()}
         graph.output(tuple(by_name[name] for name in nodes))
-        graph.eliminate_dead_code()
-        return fx.GraphModule(body, graph)
+        plan = fx.GraphModule(body, graph)
+        plan.graph.eliminate_dead_code()
+        plan.recompile()
+        return InGroups(plan, grouped.size) if grouped else plan
 
     def objective(self, x: Tensor, targets: Targets) -> tuple[Tensor, Tensor | None]:
         """The targets' values `(N,)` at `x`, and the logits where the target is one of them."""

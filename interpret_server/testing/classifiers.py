@@ -1,28 +1,37 @@
 """Classifiers made from an eager module, without a file."""
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
-from interpret_server.models.classifier import (
-    Bounds,
-    Capability,
-    Classifier,
-    ClassifierModule,
-    Layer,
-)
-from interpret_server.models.relu_rules import count_rectifiers
+from interpret_server.models.assembly import assemble, from_graph
+from interpret_server.models.classifier import Bounds, Classifier
+from interpret_server.models.inputs import ResolvedInput
+from interpret_server.models.lowered import Lowered
+from interpret_server.models.manifest import OutputKind, OutputSpec
 
 
-class _Record(fx.Interpreter):
-    def __init__(self, module: fx.GraphModule) -> None:
-        super().__init__(module)
-        self.values: dict[str, Tensor] = {}
+def lowered(module: nn.Module) -> Lowered:
+    """The graph of an eager module that `torch.fx` can trace, with its layers named and typed.
 
-    def run_node(self, n: fx.Node) -> object:
-        value: object = super().run_node(n)
-        if isinstance(value, Tensor) and n.op in ("call_module", "call_function", "call_method"):
-            self.values[n.name] = value
-        return value
+    Layers are named by their module path; a functional call is named as its FX node is.
+    """
+    graph = fx.symbolic_trace(module.eval())
+    modules = dict(graph.named_modules())
+    layers = {}
+    for node in graph.graph.nodes:
+        if node.op == "call_module":
+            node.meta["kind"] = _kind(type(modules[str(node.target)]).__name__)
+            layers[str(node.target)] = node.name
+        elif node.op in ("call_function", "call_method"):
+            target = node.target
+            node.meta["kind"] = _kind(target if isinstance(target, str) else target.__name__)
+            layers[node.name] = node.name
+    names = tuple(node.name for node in graph.graph.nodes if node.op == "placeholder")
+    return Lowered(graph, names, layers=layers)
+
+
+def _kind(name: str) -> str:
+    return {"logsoftmax": "log_softmax"}.get(name.lower(), name.lower())
 
 
 def classifier(
@@ -42,43 +51,12 @@ def classifier(
         name: that errors call it by.
         input_layout: `CHW`, `HWC`, `CL` or `other`.
     """
-    graph = fx.symbolic_trace(module.eval().requires_grad_(False))
-    dtype = next((p.dtype for p in module.parameters()), torch.float32)
-    served = ClassifierModule(nn.Identity(), graph, nn.Identity()).eval()
-    record = _Record(graph)
-    logits = record.run(torch.zeros(2, *input_shape, dtype=dtype))
-    kinds = dict(graph.named_modules())
-    layers = {
-        str(node.target if node.op == "call_module" else node.name): Layer(
-            str(node.target if node.op == "call_module" else node.name),
-            type(kinds[str(node.target)]).__name__.lower()
-            if node.op == "call_module"
-            else node.name,
-            tuple(record.values[node.name].shape[1:]),
-            node.name,
-        )
-        for node in graph.graph.nodes
-        if node.name in record.values
-    }
-    capabilities = {Capability.GRADIENT, Capability.LAYERS}
-    lacking = {}
-    if count_rectifiers(served, torch.zeros(1, *input_shape, dtype=dtype)):
-        capabilities.add(Capability.RECTIFIERS)
-    else:
-        lacking[Capability.RECTIFIERS] = f"{name} has no rectifier"
-    if bounds is None:
-        lacking[Capability.BOUNDS] = f"{name}'s manifest does not state inputs[0].bounds"
-    else:
-        capabilities.add(Capability.BOUNDS)
-    return Classifier(
-        name,
-        served,
-        input_shape=input_shape,
-        classes=logits.shape[1],
-        capabilities=frozenset(capabilities),
-        lacking=lacking,
+    resolved = ResolvedInput(
+        name="x",
+        shape=input_shape,
+        layout=input_layout,
+        dtype=next((p.dtype for p in module.parameters()), torch.float32),
         bounds=None if bounds is None else Bounds(*bounds),
-        layers=layers,
-        input_layout=input_layout,
-        dtype=dtype,
     )
+    body = from_graph(lowered(module), resolved, OutputSpec(kind=OutputKind.LOGITS))
+    return assemble(name, body, resolved)

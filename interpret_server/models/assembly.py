@@ -1,0 +1,339 @@
+"""A graph, an archive or a runtime into a `Classifier`."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from ..errors import ModelRejected
+from .batching import InGroups
+from .classifier import Capability, Classifier, ClassifierModule, Layer
+from .inputs import ResolvedInput
+from .logits import (
+    choose_output,
+    head,
+    keep_output,
+    leaves,
+    recover_logits,
+    told_by_values,
+    width,
+)
+from .lowered import Lowered, Unlowerable
+from .manifest import OutputKind, OutputSpec
+from .precision import to_single
+from .recording import first_undifferentiable, record
+from .relu_rules import count_rectifiers
+from .verification import agree, difference, float32_noise
+
+NO_BOUNDS = (
+    "the manifest does not state bounds; give inputs[0].bounds to use epsilon and image bounds"
+)
+NO_RECTIFIERS = (
+    "the network has no rectifier (ReLU, ReLU6, leaky ReLU, PReLU), so this rule would change "
+    "nothing"
+)
+
+
+@dataclass
+class Body:
+    """A network up to its logits, in one of the three forms.
+
+    Args:
+        module: from inputs `(N, *shape)` in the file's units to values that `head` understands.
+        head: from those to logits `(N, K)`.
+        classes: K.
+        source: what the logits were recovered from; see `ModelInfo.logits_from`.
+        output_name: the chosen output, as the file names it.
+        form: `graph`, `archive` or `runtime`.
+        reason: why it has that form, or runs in groups; empty for an ordinary graph.
+        index: position of the chosen output.
+        layers: layer name -> node name.
+        notes: one sentence each.
+    """
+
+    module: nn.Module
+    head: nn.Module
+    classes: int
+    source: str
+    output_name: str
+    form: str = "graph"
+    reason: str = ""
+    index: int = 0
+    layers: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+class Chosen(nn.Module):
+    """One output of a module, with its inputs and outputs cast."""
+
+    def __init__(
+        self, body: nn.Module, index: int, inside: torch.dtype, outside: torch.dtype
+    ) -> None:
+        super().__init__()
+        self.body, self.index, self.inside, self.outside = body, index, inside, outside
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs: Any = self.body(x.to(self.inside))
+        if not isinstance(outputs, Tensor):
+            outputs = leaves(outputs)[self.index][1]
+        values: Tensor = outputs.to(self.outside)
+        return values
+
+
+def from_graph(lowered: Lowered, resolved: ResolvedInput, output: OutputSpec) -> Body:
+    """The body of a lowered file, cut to its logits.
+
+    Raises:
+        InvalidRequest: the manifest must say which output holds the classes.
+        ModelRejected: the chosen output is no classifier's.
+        Unlowerable: the graph does not run.
+    """
+    graph = lowered.graph.eval().requires_grad_(False)
+    notes = [*lowered.notes, *to_single(graph)]
+    probes = resolved.normalise()(resolved.probes()[0])
+    example, outputs = _example(graph, probes, resolved.fixed_batch)
+    named = leaves(outputs, lowered.output_names)
+    index = choose_output(named, output, len(example))
+    nodes = leaves(graph.graph.output_node().args[0], lowered.output_names)
+    keep_output(graph, nodes[index][1])
+    recovered = recover_logits(graph, example, output.kind)
+    body = _finish(graph, probes, example, recovered.source, named[index][0], output.kind)
+    body.index = index
+    kept = {node.name for node in graph.graph.nodes}
+    body.layers = {name: node for name, node in lowered.layers.items() if node in kept}
+    body.notes = [*notes, *recovered.notes, *body.notes]
+    return body
+
+
+def from_module(
+    module: nn.Module,
+    resolved: ResolvedInput,
+    output: OutputSpec,
+    *,
+    form: str,
+    reason: str,
+    output_names: Sequence[str] = (),
+    dtype: torch.dtype = torch.float32,
+) -> Body:
+    """The body of a file that runs as it is.
+
+    Args:
+        module: from `(N, *shape)` of `dtype` to the file's outputs.
+        resolved: the input.
+        output: the manifest's word.
+        form: `archive` or `runtime`.
+        reason: why it has no graph.
+        output_names: the file's names of its outputs.
+        dtype: that the file computes in.
+
+    Raises:
+        InvalidRequest, ModelRejected: as `from_graph`.
+    """
+    probes = resolved.normalise()(resolved.probes()[0])
+    whole = _Cast(module, dtype)
+    example, outputs = _example(whole, probes, resolved.fixed_batch)
+    named = leaves(outputs, output_names)
+    index = choose_output(named, output, len(example))
+    name, values = named[index]
+    if not values.is_floating_point():
+        raise ModelRejected(
+            f"the output {name!r} holds class indices, not scores; export the network without its "
+            "last argmax, or name another output"
+        )
+    chosen = Chosen(module, index, dtype, resolved.dtype)
+    body = _finish(chosen, probes, example, "logits", name, output.kind)
+    body.form, body.index, body.reason = form, index, f"{reason} {body.reason}".strip()
+    return body
+
+
+class _Cast(nn.Module):
+    def __init__(self, body: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.body, self.dtype = body, dtype
+
+    def forward(self, x: Tensor) -> Any:
+        return self.body(x.to(self.dtype))
+
+
+def _example(module: nn.Module, probes: Tensor, fixed: int | None) -> tuple[Tensor, Any]:
+    """The fewest rows that a module takes, and its outputs."""
+    failure: Exception = Unlowerable("it takes no rows")
+    for rows in dict.fromkeys((1, fixed or 2, 2)):
+        example = probes[torch.arange(rows) % len(probes)]
+        try:
+            with torch.no_grad():
+                return example, module(example)
+        except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError) as error:
+            failure = error
+    raise Unlowerable(f"it does not run ({brief(failure)})") from failure
+
+
+def brief(error: BaseException) -> str:
+    """The last line of an error's message, without what came before it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    last = lines[-1] if lines else type(error).__name__
+    return re.sub(r"^\w*(Error|Exception): ", "", last)[:300]
+
+
+def _finish(
+    module: nn.Module,
+    probes: Tensor,
+    example: Tensor,
+    source: str,
+    name: str,
+    kind: OutputKind | None,
+) -> Body:
+    with torch.no_grad():
+        count = width(module(example), len(example))
+    if count is None:
+        raise ModelRejected(f"the output {name!r} gives no single list of scores per row")
+    module, reason = _grouped(module, probes, len(example), count)
+    notes = []
+    with torch.no_grad():
+        values: Tensor = module(probes)
+    if source == "logits" and kind is None:
+        source, note = told_by_values(values.reshape(-1, count))
+        notes = [note] if note else []
+    elif source == "logits" and kind is not None:
+        source = kind.value
+    return Body(
+        module=module,
+        head=head(count, source, shaped=values.shape == (len(probes), count)),
+        classes=max(count, 2),
+        source=source,
+        output_name=name,
+        reason=reason,
+        notes=notes,
+    )
+
+
+def _grouped(module: nn.Module, probes: Tensor, rows: int, count: int) -> tuple[nn.Module, str]:
+    """The module if it takes any batch row by row, else in groups of `rows`, and why."""
+    plural = "1 row" if rows == 1 else f"{rows} rows"
+    with torch.no_grad():
+        try:
+            together = module(probes)
+            fits = width(together, len(probes)) == count
+            repeated = bool(fits and torch.equal(together, module(probes)))
+        except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError):
+            fits = repeated = False
+        if fits and not repeated and not torch.isnan(together).any():
+            return module, ""  # random: rows cannot be compared
+        alone = InGroups(module, rows)(probes[:1])
+        if fits and agree(
+            difference(together[:1].reshape(-1), alone.reshape(-1)),
+            together.dtype,
+            lambda: float32_noise(module, probes),
+        ):
+            return module, ""
+        grouped = InGroups(module, rows)
+        if rows > 1 and not agree(
+            difference(grouped(probes)[:1], grouped(probes[:1])),
+            alone.dtype,
+            lambda: float32_noise(grouped, probes),
+        ):
+            raise ModelRejected(
+                f"the file takes only {plural} at a time, and its rows influence each other, so "
+                "no row could be explained by itself"
+            )
+    why = "its rows influence each other" if fits else "the file takes no other batch size"
+    return grouped, f"It runs {plural} at a time, for {why}."
+
+
+def assemble(
+    name: str,
+    body: Body,
+    resolved: ResolvedInput,
+    *,
+    labels: tuple[str, ...] | None = None,
+    sha256: str = "",
+) -> Classifier:
+    """The classifier of a body on the CPU, with its layers and capabilities, parameters frozen.
+
+    Args:
+        name: the name it is served under.
+        body: on the CPU.
+        resolved: the input.
+        labels: names of the K classes.
+        sha256: of the file.
+    """
+    module = ClassifierModule(resolved.normalise(), body.module, body.head)
+    module.eval().requires_grad_(False)
+    x = resolved.probes()[1]
+    missing = _missing(module, body, x)
+    layers = {} if Capability.LAYERS in missing else _layers(module, body, x)
+    if resolved.bounds is None:
+        missing[Capability.BOUNDS] = NO_BOUNDS
+    return Classifier(
+        name,
+        module,
+        input_shape=resolved.shape,
+        classes=body.classes,
+        capabilities=frozenset(Capability) - missing.keys(),
+        lacking=missing,
+        bounds=resolved.bounds,
+        mean=resolved.mean,
+        layers=layers,
+        input_layout=resolved.layout,
+        labels=labels,
+        sha256=sha256,
+        dtype=resolved.dtype,
+    )
+
+
+def _missing(module: ClassifierModule, body: Body, x: Tensor) -> dict[Capability, str]:
+    missing = {}
+    if body.form != "graph":
+        missing[Capability.LAYERS] = f"the layers of this model cannot be read: {body.reason}"
+    if reason := _no_gradient(module, body, x[:1]):
+        missing[Capability.GRADIENT] = missing[Capability.RECTIFIERS] = reason
+    elif not count_rectifiers(module, x[:1]):
+        missing[Capability.RECTIFIERS] = NO_RECTIFIERS
+    return missing
+
+
+def _no_gradient(module: ClassifierModule, body: Body, x: Tensor) -> str | None:
+    if body.form == "runtime":
+        return f"the model runs forward only: {body.reason}"
+    leaf = x.detach().clone().requires_grad_()
+    try:
+        with torch.enable_grad():
+            total = module(leaf).sum()
+            gradients = (
+                torch.autograd.grad(total, leaf, allow_unused=True)
+                if total.requires_grad
+                else (None,)
+            )
+    except (RuntimeError, NotImplementedError) as error:
+        return f"the model cannot be differentiated ({brief(error)})"
+    if gradients[0] is not None:
+        return None
+    inner = body.module.body if isinstance(body.module, InGroups) else body.module
+    node = None
+    if isinstance(inner, fx.GraphModule):
+        rows = body.module.size if isinstance(body.module, InGroups) else 1
+        node = first_undifferentiable(inner, module.normalise(x.expand(rows, *x.shape[1:])))
+    where = f": {node.meta.get('kind', node.name)} at {node.name} has none" if node else ""
+    return f"no gradient reaches the input of this model{where}"
+
+
+def _layers(module: ClassifierModule, body: Body, x: Tensor) -> dict[str, Layer]:
+    grouped = body.module if isinstance(body.module, InGroups) else None
+    graph: Any = grouped.body if grouped else body.module
+    rows = grouped.size if grouped else len(x)
+    with torch.no_grad():
+        inputs = module.normalise(x[torch.arange(rows) % len(x)])
+    shapes = record(graph, inputs).shapes
+    nodes = {node.name: node for node in graph.graph.nodes}
+    dependent: set[str] = set()
+    for node in graph.graph.nodes:
+        if node.op == "placeholder" or any(n.name in dependent for n in node.all_input_nodes):
+            dependent.add(node.name)
+    return {
+        name: Layer(name, str(nodes[node].meta.get("kind", nodes[node].name)), shape[1:], node)
+        for name, node in body.layers.items()
+        if node in dependent and (shape := shapes.get(node, ())) and shape[0] == rows
+    }

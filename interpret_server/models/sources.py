@@ -1,0 +1,152 @@
+"""A model file as it runs by itself, and as it can be lowered."""
+
+import logging
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InterpretError, InvalidModel
+from .inputs import FileInput
+from .lowered import Lowered, Unlowerable
+from .manifest import Format
+
+_log = logging.getLogger(__name__)
+
+
+class Source(ABC):
+    """One opened model file.
+
+    Attributes:
+        inputs: as the file declares them.
+        dtype: that the file computes in.
+        executor: what runs the original: `torch.jit`, `onnxruntime`, or `none`.
+        notes: one sentence each.
+        form: of the fallback, where there is no graph: `archive` or `runtime`.
+    """
+
+    form: ClassVar[str]
+    inputs: tuple[FileInput, ...]
+    output_names: tuple[str, ...] = ()
+    dtype: torch.dtype = torch.float32
+    executor: str
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    @property
+    @abstractmethod
+    def original(self) -> nn.Module | None:
+        """From inputs of `dtype` to the file's outputs, as the file computes them."""
+
+    @abstractmethod
+    def lower(self, x: Tensor) -> Lowered:
+        """The file as a graph, by the example `x`.
+
+        Raises:
+            Unlowerable: naming the operator or construct in the way.
+        """
+
+    def graph(self, x: Tensor) -> Lowered:
+        """As `lower`; an unforeseen failure is logged and counts as unlowerable."""
+        try:
+            return self.lower(x)
+        except (InterpretError, Unlowerable):
+            raise
+        except Exception as error:
+            _log.exception("lowering failed")
+            raise Unlowerable("this file's program could not be turned into a graph") from error
+
+
+def open_source(file_format: Format, path: Path) -> Source:
+    """Open a file of a known format.
+
+    Raises:
+        InvalidModel: the file is corrupt.
+    """
+    return TorchScriptSource(path) if file_format is Format.TORCHSCRIPT else OnnxSource(path)
+
+
+class TorchScriptSource(Source):
+    """A TorchScript archive. Opening it runs code of the file."""
+
+    form = "archive"
+    executor = "torch.jit"
+
+    def __init__(self, path: Path) -> None:
+        from .torchscript import ArchiveBody, open_archive
+
+        super().__init__()
+        self.archive = open_archive(path)
+        self.body = ArchiveBody(self.archive)
+        stored = [*self.archive.parameters(), *self.archive.buffers()]
+        self.dtype = next((item.dtype for item in stored if item.is_floating_point()), self.dtype)
+        self.inputs = tuple(
+            FileInput(argument.name, dtype=self.dtype)
+            for argument in self.archive.forward.schema.arguments[1:]
+            if not argument.has_default_value()
+        )
+
+    @property
+    def original(self) -> nn.Module | None:
+        return self.body
+
+    def lower(self, x: Tensor) -> Lowered:
+        from .torchscript import lower
+
+        return lower(self.archive, (x.to(self.dtype),))
+
+
+class OnnxSource(Source):
+    """An ONNX file; onnxruntime runs the original, where it is installed and takes the file."""
+
+    form = "runtime"
+
+    def __init__(self, path: Path) -> None:
+        from .onnx import read_header
+
+        super().__init__()
+        self.path = path
+        header = read_header(path)
+        for item in header.inputs:
+            if item.dtype is None:
+                raise InvalidModel(f"the input {item.name!r} is no tensor of numbers")
+        self.inputs = tuple(FileInput(item.name, item.shape, item.dtype) for item in header.inputs)
+        self.output_names = tuple(item.name for item in header.outputs)
+        if len(header.inputs) == 1 and header.inputs[0].dtype is not None:
+            self.dtype = header.inputs[0].dtype
+        self.executor = "onnxruntime"
+        self._runtime: nn.Module | None = None
+        try:
+            self._runtime = _Runtime(path)
+        except ImportError:
+            self.executor = "none"
+            self.notes.append("onnxruntime is not installed, so the network was not verified.")
+        except Exception:
+            _log.info("onnxruntime refuses the file", exc_info=True)
+            self.executor = "none"
+            self.notes.append("onnxruntime refuses the file, so the network was not verified.")
+
+    @property
+    def original(self) -> nn.Module | None:
+        return self._runtime
+
+    def lower(self, x: Tensor) -> Lowered:
+        from .onnx import import_model
+
+        return import_model(self.path)
+
+
+class _Runtime(nn.Module):
+    """onnxruntime as a module; without gradients."""
+
+    def __init__(self, path: Path) -> None:
+        from .onnx import runtime
+
+        super().__init__()
+        self.session: Any = runtime(path)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return tuple(value.to(x.device) for value in self.session.run(x.detach().cpu()))
