@@ -1,0 +1,33 @@
+"""TorchScript archives: opened, lowered to FX graphs, or run as they are."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..lowered import Lowered, Unlowerable
+from .archive import ArchiveBody, open_archive
+from .walker import Walker
+
+__all__ = ["ArchiveBody", "Unlowerable", "lower", "open_archive"]
+
+
+def lower(archive: torch.jit.ScriptModule, examples: Sequence[Tensor]) -> Lowered:
+    """Turn an archive into a graph that gives the same outputs for any batch size.
+
+    Layers are named after modules: `layer1.0.conv1`; a module called again gives
+    `layer1.0.relu:1`, an operator of no module of its own `layer1.0.add`, and a container the
+    value of its last part. Decisions of the code are taken as the examples take them, where they
+    depend on shapes, constants and the training flag alone. Dropout and batch normalisation take
+    their inference form, in-place operations become ordinary ones, and tensors are made on the
+    device of the first input. Weights are shared with the archive.
+
+    Args:
+        archive: in evaluation mode, on the CPU.
+        examples: one tensor per input that has no default, `(N, *shape)`, in the archive's dtype.
+
+    Raises:
+        Unlowerable: the code depends on tensor data, keeps state, or uses what has no graph form;
+            the message names the operator or construct.
+    """
+    return Walker(archive, examples).walk()

@@ -1,0 +1,84 @@
+"""TorchScript files: opened with clear errors, and run as they are where they have no graph."""
+
+import re
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...errors import InvalidModel, ModelRejected
+
+_UNKNOWN_OPERATOR = re.compile(r"Unknown builtin op: ([\w:]+)")
+_UNKNOWN_CLASS = re.compile(r"Unknown type name '([\w.]+)'|class ([\w.]+) does not exist")
+
+
+def open_archive(path: Path) -> torch.jit.ScriptModule:
+    """Load a TorchScript archive on the CPU, in evaluation mode, with frozen parameters.
+
+    Raises:
+        InvalidModel: the file is corrupt, truncated or of another format.
+        ModelRejected: it calls operators that this installation of PyTorch does not have.
+    """
+    _check_format(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            archive: torch.jit.ScriptModule = torch.jit.load(  # type: ignore[no-untyped-call]
+                str(path), map_location="cpu"
+            )
+    except Exception as error:  # torch.jit.load raises whatever the archive's code makes it raise
+        unknown = _UNKNOWN_OPERATOR.search(str(error)) or _UNKNOWN_CLASS.search(str(error))
+        if unknown:
+            name = next(group for group in unknown.groups() if group)
+            raise ModelRejected(
+                f"The TorchScript file needs {name}, which is not part of PyTorch "
+                f"{torch.__version__}."
+            ) from error
+        raise InvalidModel(
+            "The TorchScript file is corrupt or truncated; save it again with torch.jit.save."
+        ) from error
+    archive.eval()
+    for tensor in (*archive.parameters(), *archive.buffers()):
+        tensor.requires_grad_(False)
+    return archive
+
+
+def _check_format(path: Path) -> None:
+    try:
+        with zipfile.ZipFile(path) as file:
+            names = {name.partition("/")[2] for name in file.namelist()}
+    except (zipfile.BadZipFile, OSError, ValueError) as error:
+        raise InvalidModel(
+            "The file is not a TorchScript archive, or is truncated; save it with torch.jit.save."
+        ) from error
+    if "constants.pkl" in names or "model.json" in names:
+        return
+    if any("serialized_exported_program" in name or name.startswith("models/") for name in names):
+        found = "an exported program (.pt2)"
+    elif "data.pkl" in names:
+        found = "a checkpoint of torch.save, which holds no executable network"
+    else:
+        found = "a zip file of another kind"
+    raise InvalidModel(f"The file is not a TorchScript archive but {found}; use torch.jit.save.")
+
+
+class ArchiveBody(nn.Module):
+    """An archive run as it is, for what cannot become a graph.
+
+    Its profiling executor rewrites backward passes after the first calls, which loses gradients'
+    exactness and every backward rule; it is off here.
+
+    Args:
+        archive: in evaluation mode.
+    """
+
+    def __init__(self, archive: torch.jit.ScriptModule) -> None:
+        super().__init__()
+        self.archive = archive
+
+    def forward(self, *inputs: Tensor) -> Any:
+        with torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
+            return self.archive(*inputs)

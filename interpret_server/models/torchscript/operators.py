@@ -1,0 +1,284 @@
+"""Runs one `aten` operator on tensors: for the example, and as a node of the graph."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..lowered import Unlowerable
+from .activations import PLAIN_LAYERS
+from .canonical import Call, NotCanonical
+from .recorder import Recorder
+from .values import DTYPES, MEMORY_FORMATS, Item, Origin, Value, concrete, leaves, origin_of
+from .weighted import WEIGHTED_LAYERS
+
+_LAYERS = PLAIN_LAYERS | WEIGHTED_LAYERS
+_KINDS = {
+    "view": "reshape",
+    "view_as": "reshape",
+    "reshape_as": "reshape",
+    "_unsafe_view": "reshape",
+    "unflatten": "reshape",
+    "t": "transpose",
+    "swapaxes": "transpose",
+    "swapdims": "transpose",
+    "concat": "cat",
+    "concatenate": "cat",
+    "rsub": "sub",
+    "subtract": "sub",
+    "multiply": "mul",
+    "divide": "div",
+    "true_divide": "div",
+    "to": "cast",
+    "_cast_Long": "cast",
+    "_cast_Float": "cast",
+    "_cast_Double": "cast",
+    "type_as": "cast",
+    "contiguous": "identity",
+    "clone": "identity",
+    "alias": "identity",
+    "_softmax": "softmax",
+    "_log_softmax": "log_softmax",
+    "convolution": "conv",
+    "max_pool1d_with_indices": "max_pool1d",
+    "max_pool2d_with_indices": "max_pool2d",
+    "max_pool3d_with_indices": "max_pool3d",
+    "mm": "matmul",
+    "special_softmax": "softmax",
+    "special_log_softmax": "log_softmax",
+}
+_RANDOM = torch.Tag.nondeterministic_seeded
+_RAGGED = torch.Tag.dynamic_output_shape
+_METADATA_ONLY = torch.Tag.inplace_view
+_STATISTICS = "num_batches_tracked"
+
+
+class Operators:
+    """The tensor operators of one graph.
+
+    Args:
+        recorder: where nodes go.
+    """
+
+    def __init__(self, recorder: Recorder) -> None:
+        self.recorder = recorder
+
+    def run(self, schema: Any, items: Sequence[Item]) -> Item:
+        """What an operator gives for `items`, which are in the order of its schema.
+
+        Raises:
+            Unlowerable: the operator cannot be part of a differentiable graph.
+        """
+        namespace, name = schema.name.split("::")
+        if namespace != "aten":
+            raise Unlowerable(f"the operator {schema.name} is not supported{self._where()}")
+        written = [
+            argument.name
+            for argument in schema.arguments
+            if argument.alias_info is not None and argument.alias_info.is_write
+        ]
+        if not written:
+            return self._pure(name, schema, items)
+        if written != [schema.arguments[0].name] or not name.endswith("_"):
+            raise Unlowerable(f"{schema.name} writes to its argument {written[0]}{self._where()}")
+        return self._in_place(name, schema, items)
+
+    def _where(self) -> str:
+        return self.recorder.where()
+
+    def _overload(self, name: str, schema: Any) -> Any:
+        packet = getattr(torch.ops.aten, name, None)
+        overload = schema.overload_name or "default"
+        if packet is None or overload not in packet.overloads():
+            raise Unlowerable(f"the operator aten::{name} is not supported{self._where()}")
+        return getattr(packet, overload)
+
+    def _pure(self, name: str, schema: Any, items: Sequence[Item]) -> Item:
+        function = self._overload(name, schema)
+        origin = self._origin(function, items)
+        if origin is Origin.CONSTANT:
+            return self._fold(self._evaluate(function, schema, items))
+        if name in _LAYERS:
+            try:
+                return self._canonical(name, schema, items)
+            except NotCanonical:
+                pass
+        positional: list[Item] = []
+        keywords: dict[str, Any] = {}
+        for argument, item in zip(schema.arguments, self._plain(schema, items), strict=True):
+            if argument.name == "device" and not _takes_tensor(schema):
+                item = self.recorder.device
+            if argument.kwarg_only:
+                keywords[argument.name] = item
+            else:
+                positional.append(item)
+        result = self._evaluate(function, schema, items)
+        public = name.strip("_")
+        return self.recorder.function(
+            function,
+            positional,
+            keywords,
+            result,
+            origin,
+            kind=_KINDS.get(name, public),
+            name=self.recorder.named(public),
+        )
+
+    def _fold(self, result: Any) -> Item:
+        if isinstance(result, (list, tuple)):
+            return type(result)(self._fold(element) for element in result)
+        return self.recorder.keep(Value(result)) if isinstance(result, Tensor) else Value(result)
+
+    def _origin(self, function: Any, items: Sequence[Item]) -> Origin:
+        origin = origin_of(list(items))
+        if any(not leaf.is_tensor and leaf.origin >= Origin.DATA for leaf in leaves(list(items))):
+            return Origin.RAGGED
+        if _RANDOM in function.tags:
+            origin = max(origin, Origin.DATA)
+        if origin >= Origin.DATA and _RAGGED in function.tags and not _gathers(function, items):
+            return Origin.RAGGED
+        return origin
+
+    def _plain(self, schema: Any, items: Sequence[Item]) -> list[Item]:
+        """Arguments with dtypes and formats as objects and without devices of another machine."""
+        plain: list[Item] = []
+        for argument, item in zip(schema.arguments, items, strict=True):
+            value = item.value if isinstance(item, Value) else None
+            if argument.name == "dtype" and isinstance(value, int):
+                item = Value(DTYPES[value])
+            elif argument.name == "memory_format" and isinstance(value, int):
+                item = Value(MEMORY_FORMATS[value])
+            elif argument.name == "layout" and value is not None:
+                if value not in (0, torch.strided):
+                    raise Unlowerable(f"{schema.name} makes a sparse tensor{self._where()}")
+                item = Value(torch.strided)
+            elif argument.name in ("device", "pin_memory"):
+                item = Value(None)
+            plain.append(item)
+        return plain
+
+    def _evaluate(self, function: Any, schema: Any, items: Sequence[Item]) -> Any:
+        positional: list[Any] = []
+        keywords: dict[str, Any] = {}
+        for argument, item in zip(schema.arguments, self._plain(schema, items), strict=True):
+            for leaf in leaves(item):
+                self.recorder.check(leaf)
+            if argument.kwarg_only:
+                keywords[argument.name] = concrete(item)
+            else:
+                positional.append(concrete(item))
+        try:
+            with torch.no_grad():
+                return function(*positional, **keywords)
+        except (RuntimeError, IndexError, ValueError, NotImplementedError) as error:
+            raise Unlowerable(
+                f"{schema.name} refuses the shapes or types that the example leads to"
+                f"{self._where()}"
+            ) from error
+
+    def _canonical(self, name: str, schema: Any, items: Sequence[Item]) -> Item:
+        arguments = {
+            argument.name: item for argument, item in zip(schema.arguments, items, strict=True)
+        }
+        layer = _LAYERS[name](Call(self.recorder, name, arguments))
+        self.recorder.check(layer.source)
+        try:
+            with torch.no_grad():
+                result = layer.module.eval()(layer.source.value)
+        except (RuntimeError, IndexError, ValueError) as error:
+            raise Unlowerable(
+                f"{schema.name} refuses the shapes or types that the example leads to"
+                f"{self._where()}"
+            ) from error
+        value = self.recorder.module(
+            layer.module, layer.source, result, kind=layer.kind, name=self._name(layer.kind, items)
+        )
+        if len(schema.returns) == 1:
+            return value
+        # Only the first of several results is the layer's; what reads another runs the operator.
+        function = self._overload(name, schema)
+        every = self._evaluate(function, schema, items)
+        rest = self.recorder.function(
+            function, items, {}, tuple(every), value.origin, kind=layer.kind
+        )
+        return (value, *rest[1:])
+
+    def _name(self, kind: str, items: Sequence[Item]) -> str:
+        """After the module that holds the weights, where the walk is not inside it."""
+        for leaf in leaves(list(items)):
+            owner = leaf.path.rpartition(".")[0]
+            inside = self.recorder.scope
+            if owner and owner != inside and owner.startswith(f"{inside}." if inside else ""):
+                return owner
+        return self.recorder.named(kind)
+
+    def _in_place(self, name: str, schema: Any, items: Sequence[Item]) -> Item:
+        target = items[0]
+        if not isinstance(target, Value):
+            raise Unlowerable(f"{schema.name} changes a list of tensors{self._where()}")
+        self.recorder.check(target)
+        function = self._overload(name, schema)
+        metadata_only = _METADATA_ONLY in function.tags
+        if target.storage and target.storage in self.recorder.owned and not metadata_only:
+            if not target.path.endswith(_STATISTICS):
+                what = target.path or "constants"
+                raise Unlowerable(f"{schema.name} changes the model's own {what}{self._where()}")
+            target.stale = schema.name
+            return target
+        shared = [] if metadata_only else self.recorder.sharing(target)
+        constant = origin_of(list(items)) is Origin.CONSTANT and _RANDOM not in function.tags
+        if constant and not metadata_only:
+            self._evaluate(function, schema, items)
+            for other in (target, *shared):
+                if other.origin is Origin.CONSTANT:
+                    other.node = None
+                else:
+                    other.stale = schema.name
+            return target
+        before = target.value
+        result = self._pure(name.removesuffix("_"), schema, items)
+        if not isinstance(result, Value) or not result.is_tensor:
+            raise Unlowerable(f"{schema.name} is not supported{self._where()}")
+        if not metadata_only and result.value.shape != before.shape:
+            raise Unlowerable(f"{schema.name} changes a shape{self._where()}")
+        if result.value.dtype is not before.dtype:
+            result = self.cast(result, before.dtype)
+        for other in shared:
+            other.stale = schema.name
+        # The caller's tensor and this one are the same object: it now is the result.
+        target.value, target.node, target.origin = result.value, result.node, result.origin
+        target.number = None
+        return target
+
+    def cast(self, value: Value, dtype: torch.dtype) -> Value:
+        """`value` in another dtype; itself where it has that already."""
+        if value.value.dtype is dtype:
+            return value
+        if value.origin is Origin.CONSTANT:
+            self.recorder.check(value)
+            return self.recorder.keep(Value(value.value.to(dtype)))
+        result: Value = self.recorder.function(
+            torch.ops.aten.to.dtype,
+            (value, Value(dtype)),
+            {},
+            value.value.to(dtype),
+            value.origin,
+            kind="cast",
+            name=self.recorder.named("to"),
+        )
+        return result
+
+
+def _takes_tensor(schema: Any) -> bool:
+    return any("Tensor" in str(argument.type) for argument in schema.arguments)
+
+
+def _gathers(function: Any, items: Sequence[Item]) -> bool:
+    """Whether this is indexing whose masks, if any, are constant."""
+    if function is not torch.ops.aten.index.Tensor:
+        return False
+    return all(
+        leaf.origin is Origin.CONSTANT or leaf.value.dtype not in (torch.bool, torch.uint8)
+        for leaf in leaves(items[1])
+    )

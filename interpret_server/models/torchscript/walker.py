@@ -1,0 +1,238 @@
+"""Walks TorchScript graphs with example values, module by module, and records what they compute."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..lowered import Lowered, Unlowerable
+from .operators import Operators
+from .recorder import Recorder
+from .structure import Structure
+from .values import Instance, Item, Part, Value, lift
+
+_CALL = "interpret::CallMethod"
+_STEPS = 500_000  # operators executed before a loop is taken to be endless
+
+Environment = dict[str, Item]
+
+
+class Walker:
+    """One walk over an archive.
+
+    Args:
+        archive: in evaluation mode, on the CPU.
+        examples: one tensor per input.
+    """
+
+    def __init__(self, archive: torch.jit.ScriptModule, examples: Sequence[Tensor]) -> None:
+        self._archive = archive
+        self._arguments = archive._c._get_method("forward").schema.arguments[1:]
+        for argument in self._arguments[: len(examples)]:
+            if "Tensor" not in str(argument.type) or "List" in str(argument.type):
+                raise Unlowerable(f"the input {argument.name} is a {argument.type}, not a tensor")
+        if len(examples) > len(self._arguments):
+            raise Unlowerable(f"the model takes {len(self._arguments)} inputs")
+        names = [argument.name for argument in self._arguments]
+        self._recorder = Recorder(names[: len(examples)], examples)
+        self._operators = Operators(self._recorder)
+        self._structure = Structure(self._recorder, self._operators)
+        self._attributes: dict[tuple[str, str], Item] = {}
+        self._written: set[tuple[str, str]] = set()
+        self._steps = 0
+        self._nested = False  # whether the module being walked has called another one
+
+    def walk(self) -> Lowered:
+        """The archive's `forward` as a graph."""
+        inputs: list[Item] = list(self._recorder.inputs)
+        for argument in self._arguments[len(inputs) :]:
+            if not argument.has_default_value():
+                raise Unlowerable(f"the input {argument.name} has no example")
+            inputs.append(lift(argument.default_value))
+        outputs = self._method(Part(self._archive._c, ""), "forward", inputs)
+        return self._recorder.finish(outputs)
+
+    # Modules
+
+    def _method(self, part: Part, name: str, arguments: Sequence[Item]) -> Item:
+        graph = part.module._get_method(name).graph.copy()
+        _inline_functions(graph)
+        environment: Environment = {
+            value.debugName(): item
+            for value, item in zip(graph.inputs(), [part, *arguments], strict=True)
+        }
+        results = self._block(graph, environment)
+        return results[0] if len(results) == 1 else tuple(results)
+
+    def _call(self, node: torch._C.Node, items: Sequence[Item]) -> Item:
+        part, *arguments = items
+        if not isinstance(part, Part):
+            raise Unlowerable(f"a method of a TorchScript class is called{self._recorder.where()}")
+        caller = self._recorder.scope
+        if part.path == caller:
+            return self._method(part, node.s("name"), arguments)
+        since = self._recorder.mark
+        self._recorder.scope, self._nested = part.path, False
+        output = self._method(part, node.s("name"), arguments)
+        self._recorder.name_output(part.path, output, since, leaf=not self._nested)
+        self._recorder.scope, self._nested = caller, True
+        return output
+
+    def _get_attribute(self, owner: Item, name: str) -> Item:
+        if isinstance(owner, Instance):
+            return owner[name]
+        if not isinstance(owner, Part):
+            raise Unlowerable(f"an attribute {name} of no module is read{self._recorder.where()}")
+        key = (owner.path, name)
+        if key not in self._attributes:
+            self._attributes[key] = self._lift(owner, name)
+        return self._attributes[key]
+
+    def _lift(self, owner: Part, name: str) -> Item:
+        path = f"{owner.path}.{name}" if owner.path else name
+        attribute = owner.module.getattr(name)  # type: ignore[attr-defined]
+        if isinstance(attribute, torch._C.ScriptModule):
+            return Part(attribute, path)
+        if name == "training" and isinstance(attribute, bool):
+            return Value(False)
+        item = lift(attribute, path)
+        self._own(item)
+        return item
+
+    def _own(self, item: Item) -> None:
+        if isinstance(item, Value):
+            if item.storage:
+                self._recorder.owned.add(item.storage)
+                self._recorder.keep(item)
+        elif isinstance(item, (list, tuple, dict)):
+            self._structure.own.add(id(item))
+            for element in item.values() if isinstance(item, dict) else item:
+                self._own(element)
+
+    def _set_attribute(self, owner: Item, name: str, value: Item) -> None:
+        if isinstance(owner, Instance):
+            owner[name] = value
+            return
+        if not isinstance(owner, Part):
+            raise Unlowerable(f"prim::SetAttr sets {name} of no module{self._recorder.where()}")
+        key = (owner.path, name)
+        if key in self._attributes and key not in self._written:
+            path = ".".join(key).lstrip(".")
+            raise Unlowerable(f"the model keeps state between calls: it changes its own {path}")
+        self._written.add(key)
+        self._attributes[key] = value
+
+    # Code
+
+    def _block(self, block: Any, environment: Environment) -> list[Item]:
+        for node in block.nodes():
+            self._steps += 1
+            if self._steps > _STEPS:
+                raise Unlowerable("prim::Loop does not come to an end")
+            results = self._node(node, environment)
+            names = [output.debugName() for output in node.outputs()]
+            environment.update(zip(names, results, strict=len(names) > 0))
+        return [environment[value.debugName()] for value in block.outputs()]
+
+    def _node(self, node: torch._C.Node, environment: Environment) -> Sequence[Item]:
+        kind = node.kind()
+        items = [environment[value.debugName()] for value in node.inputs()]
+        match kind:
+            case "prim::Constant":
+                return [self._constant(node)]
+            case "prim::GetAttr":
+                return [self._get_attribute(items[0], node.s("name"))]
+            case "prim::SetAttr":
+                self._set_attribute(items[0], node.s("name"), items[1])
+                return []
+            case "prim::If":
+                return self._if(node, items[0], environment)
+            case "prim::Loop":
+                return self._loop(node, items, environment)
+            case "prim::TupleUnpack" | "prim::ListUnpack":
+                return list(items[0])
+            case "prim::RaiseException":
+                raise Unlowerable(f"the model raises an error on the example{self._where()}")
+            case "prim::isinstance":
+                return [self._is_instance(node, items[0])]
+        if kind == _CALL:
+            return [self._call(node, items)]
+        result = self._structure.run(kind, items)
+        if result is NotImplemented:
+            schema = node.schema()
+            if schema.startswith("(no schema)") or kind.startswith("prim::"):
+                raise Unlowerable(f"{kind} is not supported{self._where()}")
+            result = self._operators.run(torch._C.parse_schema(schema), items)
+        return result if node.outputsSize() > 1 else [result]
+
+    def _where(self) -> str:
+        return self._recorder.where()
+
+    def _constant(self, node: torch._C.Node) -> Item:
+        if node.mustBeNone():
+            return Value(None)
+        if str(node.output().type()) == "Function":
+            raise Unlowerable(f"a function is used as a value{self._where()}")
+        item = lift(node.output().toIValue())
+        if isinstance(item, Value):
+            self._own(item)
+        return item
+
+    def _is_instance(self, node: torch._C.Node, item: Item) -> Item:
+        types = {str(kind) for kind in node.tys("types")}
+        match item:
+            case list() | tuple() | dict():
+                kinds = {type(item).__name__.capitalize()}
+                return Value(any(name.startswith(tuple(kinds)) for name in types))
+            case Value(value=None):
+                return Value("NoneType" in types)
+            case Value(value=Tensor()):
+                return Value("Tensor" in types)
+            case Value(value=plain):
+                return Value(type(plain).__name__ in types)
+        raise Unlowerable(f"prim::isinstance is not supported{self._where()}")
+
+    def _if(self, node: torch._C.Node, condition: Item, environment: Environment) -> Sequence[Item]:
+        taken, other = node.blocks()
+        if not self._recorder.static(condition, "prim::If"):
+            taken = other
+        return self._block(taken, environment)
+
+    def _loop(
+        self, node: torch._C.Node, items: Sequence[Item], environment: Environment
+    ) -> Sequence[Item]:
+        limit, condition, *carried = items
+        (body,) = node.blocks()
+        names = [value.debugName() for value in body.inputs()]
+        count = self._recorder.static(limit, "prim::Loop")
+        step = 0
+        while step < count and self._recorder.static(condition, "prim::Loop"):
+            environment.update(zip(names, [Value(step), *carried], strict=True))
+            condition, *carried = self._block(body, environment)
+            step += 1
+        return carried
+
+
+def _inline_functions(graph: torch._C.Graph) -> None:
+    """Inline calls of functions, leaving calls of submodules' methods."""
+    for node in list(_calls(graph)):
+        inputs = list(node.inputs())
+        if inputs[0].node().kind() == "prim::CreateObject":
+            continue
+        call = graph.create(_CALL, inputs, node.outputsSize())
+        call.s_("name", node.s("name"))
+        call.insertBefore(node)
+        for ours, theirs in zip(call.outputs(), node.outputs(), strict=True):
+            ours.setType(theirs.type())
+        node.replaceAllUsesWith(call)
+        node.destroy()
+    torch._C._jit_pass_inline(graph)
+
+
+def _calls(block: Any) -> Iterator[torch._C.Node]:
+    for node in block.nodes():
+        if node.kind() == "prim::CallMethod":
+            yield node
+        for inner in node.blocks():
+            yield from _calls(inner)
