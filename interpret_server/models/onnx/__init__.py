@@ -1,0 +1,78 @@
+"""ONNX files as differentiable FX graphs, and onnxruntime beside them as the reference."""
+
+from pathlib import Path
+
+from torch import Tensor, fx, nn
+
+from ..lowered import Lowered, Unlowerable
+from .builder import FixedBatch
+from .file import Header, TensorInfo, load, read_header
+from .importer import Importer
+from .runtime import OnnxRuntime, runtime
+
+__all__ = [
+    "Header",
+    "OnnxRuntime",
+    "TensorInfo",
+    "Unlowerable",
+    "import_model",
+    "read_header",
+    "runtime",
+    "to_module",
+]
+
+
+def import_model(path: Path) -> Lowered:
+    """An ONNX file in canonical form, for inference, with a batch axis of any size.
+
+    Batch normalisation and dropout take their inference form, float16 becomes float32, and a batch
+    size that the file fixes is made free where its shapes allow it; the notes say so. Names of
+    layers are those of nodes where they have unique ones, else those of values.
+
+    Raises:
+        Unlowerable: naming the operator or construct that is not supported.
+        InvalidModel: the file is corrupt, of another format, or asks for too large constants.
+    """
+    model = load(path)
+    notes: list[str] = []
+    importer = Importer(model, free_batch=True, faithful=False)
+    try:
+        lowered = importer.run()
+    except FixedBatch:
+        importer = Importer(model, free_batch=False, faithful=False)
+        lowered = importer.run()
+        notes.append(
+            f"The file fixes the batch size to {importer.fixed}; its shapes allow no other."
+        )
+    if importer.builder.freed:
+        notes.append(
+            f"The file fixes the batch size to {importer.fixed}; its shapes were made to follow "
+            "the input's."
+        )
+    if importer.halves:
+        notes.append("The file's float16 weights and values are computed in float32.")
+    lowered.notes.extend(notes)
+    return lowered
+
+
+class _Tuple(nn.Module):
+    def __init__(self, graph: fx.GraphModule) -> None:
+        super().__init__()
+        self.graph = graph
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        outputs = self.graph(*inputs)
+        return outputs if isinstance(outputs, tuple) else (outputs,)
+
+
+def to_module(path: Path | str) -> nn.Module:
+    """An ONNX file as a module, exactly as written: its types, batch size and training mode.
+
+    `forward` takes the graph's inputs in order and gives a tuple of its outputs.
+
+    Raises:
+        Unlowerable: naming the operator or construct that is not supported.
+        InvalidModel: the file is corrupt, of another format, or asks for too large constants.
+    """
+    importer = Importer(load(Path(path)), free_batch=False, faithful=True)
+    return _Tuple(importer.run().graph).eval()

@@ -1,0 +1,272 @@
+"""Walks an ONNX graph and emits the same computation as FX nodes."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import onnx
+import torch
+from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto
+from torch import Tensor, fx
+
+from ...errors import InvalidModel
+from ..lowered import Lowered, Unlowerable
+from . import host, operators
+from .builder import WITNESSES, Builder
+from .call import Call
+from .file import MAX_NODES, TensorInfo, header
+from .functions import schema_function
+from .registry import find
+from .values import HALF, Maybe, Numbers, Output, Value, to_tensor
+
+_DEEPEST = 32
+_IMAGE = (224, 256)
+_SEQUENCE = (16, 24)
+
+__all__ = ["Importer", "operators"]
+
+
+class Importer:
+    """One import of one file.
+
+    Args:
+        model: a checked file with its data.
+        free_batch: make the first axis of every input of any size, also where the file fixes it.
+        faithful: keep float16 and training mode as the file has them.
+    """
+
+    def __init__(self, model: ModelProto, *, free_batch: bool, faithful: bool) -> None:
+        self.model, self.faithful, self.free_batch = model, faithful, free_batch
+        self.header = header(model)
+        fixed = {info.batch for info in self.header.inputs} - {None}
+        self.fixed = fixed.pop() if len(fixed) == 1 else None
+        self.builder = Builder(self.fixed if free_batch else None)
+        self.functions = {(_domain(f.domain), f.name): f for f in model.functions}
+        self.layers: dict[str, str] = {}
+        self.halves = False
+        self._visited = 0
+        counts: dict[str, int] = {}
+        for node in model.graph.node:
+            counts[node.name] = counts.get(node.name, 0) + 1
+        self._unique = {name for name, count in counts.items() if name and count == 1}
+
+    def run(self) -> Lowered:
+        """The graph module with its layers.
+
+        Raises:
+            Unlowerable: naming what is not supported.
+            InvalidModel: the graph asks for too large constants, or makes no sense.
+            FixedBatch: the graph does not run at other batch sizes than the file's.
+        """
+        graph = self.model.graph
+        if graph.sparse_initializer:
+            raise Unlowerable("sparse initializers are not supported")
+        values: dict[str, Maybe] = {"": None}
+        sizes: dict[str, tuple[int, int]] = {}
+        for info, item in zip(self.header.inputs, self._inputs(graph), strict=True):
+            names = [axis.dim_param for axis in item.type.tensor_type.shape.dim]
+            values[info.name] = self.builder.placeholder(
+                info.name, self._examples(info, names, sizes)
+            )
+        self._store(graph, values)
+        self._walk(graph.node, values, _versions(self.model.opset_import), {}, 0)
+        outputs = [self._value(values, item.name) for item in graph.output]
+        module = self.builder.finish(outputs)
+        alive = {node.name for node in module.graph.nodes}
+        return Lowered(
+            graph=module,
+            input_names=tuple(info.name for info in self.header.inputs),
+            output_names=tuple(item.name for item in graph.output),
+            layers={layer: node for layer, node in self.layers.items() if node in alive},
+        )
+
+    def _inputs(self, graph: GraphProto) -> list[onnx.ValueInfoProto]:
+        stored = {tensor.name for tensor in graph.initializer}
+        return [item for item in graph.input if item.name not in stored]
+
+    def _examples(
+        self, info: TensorInfo, names: Sequence[str], sizes: dict[str, tuple[int, int]]
+    ) -> tuple[Tensor | None, Tensor | None]:
+        if info.shape is None or info.dtype is None:
+            return None, None
+        dtype = self._keep(info.dtype)
+        pairs: list[tuple[int, int]] = []
+        for axis, (length, name) in enumerate(zip(info.shape, names, strict=True)):
+            if axis == 0 and (length is None or self.free_batch):
+                pair = WITNESSES
+            elif length is not None:
+                pair = (length, length)
+            else:
+                pair = _IMAGE if len(info.shape) > 3 else _SEQUENCE
+            pairs.append(sizes.setdefault(name, pair) if name and length is None else pair)
+        first, second = (
+            torch.empty([pair[k] for pair in pairs], dtype=dtype, device="meta") for k in (0, 1)
+        )
+        return first, second
+
+    def _keep(self, dtype: torch.dtype) -> torch.dtype:
+        if dtype in HALF and not self.faithful:
+            self.halves = True
+            return torch.float32
+        return dtype
+
+    def _store(self, graph: GraphProto, values: dict[str, Maybe]) -> None:
+        for proto in graph.initializer:
+            values[proto.name] = self._constant(to_tensor(proto))
+
+    def _constant(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self._keep(tensor.dtype))
+
+    def _input(self, values: Mapping[str, Maybe], name: str) -> Maybe:
+        if name not in values:
+            raise InvalidModel(f"model: the value {name!r} is used but never computed")
+        return values[name]
+
+    def _value(self, values: Mapping[str, Maybe], name: str) -> Value:
+        value = self._input(values, name)
+        if value is None:
+            raise InvalidModel(f"model: the value {name!r} is used but never computed")
+        return value
+
+    def _walk(
+        self,
+        nodes: Sequence[NodeProto],
+        values: dict[str, Maybe],
+        versions: Mapping[str, int],
+        given: Mapping[str, Any],
+        depth: int,
+    ) -> None:
+        if depth > _DEEPEST:
+            raise InvalidModel("model: functions or branches are nested too deeply")
+        for node in nodes:
+            self._visited += 1
+            if self._visited > MAX_NODES:
+                raise InvalidModel(f"model: the graph expands to more than {MAX_NODES} nodes")
+            inputs = [self._input(values, name) for name in node.input]
+            results = self._node(node, inputs, values, versions, given, depth)
+            named = zip(node.output, results, strict=False)
+            values |= {name: result for name, result in named if name}
+            if depth == 0:
+                self._name(node, results)
+
+    def _name(self, node: NodeProto, results: Sequence[Maybe]) -> None:
+        for output, result in zip(node.output, results, strict=False):
+            if isinstance(result, fx.Node) and output:
+                single = len(node.output) == 1 and node.name in self._unique
+                self.layers[node.name if single else output] = result.name
+
+    def _node(
+        self,
+        node: NodeProto,
+        inputs: list[Maybe],
+        values: dict[str, Maybe],
+        versions: Mapping[str, int],
+        given: Mapping[str, Any],
+        depth: int,
+    ) -> Sequence[Maybe]:
+        domain = _domain(node.domain)
+        attributes = self._attributes(node.attribute, given)
+        name = node.name if node.name in self._unique else next(filter(None, node.output), "")
+        version = versions.get(domain, 1)
+        call = Call(
+            operator=node.op_type,
+            domain=domain,
+            opset=version,
+            attributes=attributes,
+            outputs=tuple(node.output),
+            name=name,
+            builder=self.builder,
+            faithful=self.faithful,
+        )
+        if (domain, node.op_type) in self.functions:
+            function = self.functions[domain, node.op_type]
+            return self._expand(function, inputs, attributes, depth)
+        if (domain, node.op_type) == ("", "If"):
+            return self._branch(call, inputs, values, versions, given, depth)
+        shape = host.evaluate(call, inputs)
+        if shape is not None:
+            return [shape]
+        implementation = find(domain, node.op_type, version)
+        if implementation is not None:
+            return _outputs(implementation(call, *inputs))
+        body = schema_function(call, node, inputs)
+        if body is None:
+            raise Unlowerable(
+                f"the operator {node.op_type} (domain {domain or 'ai.onnx'}, opset {version}) "
+                "is not supported"
+            )
+        return self._expand(body.function, inputs, {**body.defaults, **attributes}, depth)
+
+    def _attributes(
+        self, protos: Sequence[AttributeProto], given: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for proto in protos:
+            if proto.ref_attr_name:
+                if proto.ref_attr_name in given:
+                    found[proto.name] = given[proto.ref_attr_name]
+                continue
+            value = onnx.helper.get_attribute_value(proto)
+            if proto.type == AttributeProto.TENSOR:
+                value = self._constant(to_tensor(value))
+            elif proto.type == AttributeProto.STRING:
+                value = value.decode(errors="replace")
+            elif proto.type == AttributeProto.STRINGS:
+                value = [item.decode(errors="replace") for item in value]
+            found[proto.name] = value
+        return found
+
+    def _expand(
+        self,
+        function: FunctionProto,
+        inputs: Sequence[Maybe],
+        attributes: Mapping[str, Any],
+        depth: int,
+    ) -> Sequence[Maybe]:
+        given = {**self._attributes(function.attribute_proto, {}), **attributes}
+        values: dict[str, Maybe] = {"": None}
+        values |= dict.fromkeys(function.input)
+        values |= dict(zip(function.input, inputs, strict=False))
+        versions = _versions(function.opset_import)
+        self._walk(function.node, values, versions, given, depth + 1)
+        return [values.get(name) for name in function.output]
+
+    def _branch(
+        self,
+        call: Call,
+        inputs: Sequence[Maybe],
+        values: Mapping[str, Maybe],
+        versions: Mapping[str, int],
+        given: Mapping[str, Any],
+        depth: int,
+    ) -> Sequence[Maybe]:
+        taken = self._decide(inputs[0])
+        if taken is None:
+            raise Unlowerable("the operator If with a condition that depends on the input")
+        graph = call.attributes["then_branch" if taken else "else_branch"]
+        scope = dict(values)
+        self._store(graph, scope)
+        self._walk(graph.node, scope, versions, given, depth + 1)
+        return [self._value(scope, item.name) for item in graph.output]
+
+    def _decide(self, condition: Maybe) -> bool | None:
+        if isinstance(condition, Tensor) and condition.numel() == 1:
+            return bool(condition)
+        if isinstance(condition, Numbers) and isinstance(condition.items[0], fx.Node):
+            first, second = condition.items[0].meta.get("examples", (None, None))
+            if first is not None and first == second:
+                return bool(first)
+        return None
+
+
+def _outputs(result: Output) -> Sequence[Maybe]:
+    if result is None or isinstance(result, Tensor | fx.Node | Numbers):
+        return [result]
+    return result
+
+
+def _domain(name: str) -> str:
+    return "" if name == "ai.onnx" else name
+
+
+def _versions(imports: Sequence[onnx.OperatorSetIdProto]) -> dict[str, int]:
+    return {_domain(item.domain): item.version for item in imports}
