@@ -185,8 +185,9 @@ def encode_seeds(seed: int | Sequence[int] | None) -> list[int]:
     """None, one seed, or one per row; each from 0 to 2**64 - 1."""
     if seed is None:
         return []
-    items: Iterable[Any] = [seed] if _is_int(seed) else seed  # type: ignore[assignment]
-    seeds = [int(item) if _is_int(item) else -1 for item in items]
+    items = seed if isinstance(seed, Iterable) else [seed]
+    values = [item.item() if hasattr(item, "item") else item for item in items]
+    seeds = [item if _is_int(item) else -1 for item in values]
     if not all(0 <= item < 2**64 for item in seeds):
         raise InvalidRequest.field("seed", "give whole numbers from 0 to 2**64 - 1")
     return seeds

@@ -1,7 +1,5 @@
 """The `interpret` command."""
 
-import sys
-
 import click
 
 from ._options import CommandLine, connection_options
@@ -24,6 +22,3 @@ def main() -> None:
 
 for command in (models, load, unload, plugins, predict, run):
     main.add_command(command)
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -8,7 +8,7 @@ import click
 from click.core import ParameterSource
 
 from .._sync import Client, connect
-from ..errors import InterpretClientError
+from ..errors import InterpretClientError, ServerError
 
 DEFAULT_ADDRESS = "localhost:50051"
 INTERRUPTED = 130
@@ -102,5 +102,5 @@ def _report(error: InterpretClientError) -> None:
         line = f"{violation.field}: {violation.description}"
         if line not in error.message:
             click.echo(f"  {line}", err=True)
-    if error.request_id:
+    if isinstance(error, ServerError) and error.request_id:
         click.echo(f"  The server's log tells more under {error.request_id}.", err=True)
