@@ -51,8 +51,7 @@ def _for_caller(failure: Exception, method: str, request_id: str) -> InterpretEr
     if isinstance(failure, InterpretError) and failure.code is not grpc.StatusCode.INTERNAL:
         return failure
     _logger.error("request %s: %s failed", request_id, method, exc_info=failure)
-    what = failure.message if isinstance(failure, InterpretError) else "internal error"
-    return InterpretError(f"{what}; request id {request_id}")
+    return InterpretError(f"internal error; request id {request_id}")
 
 
 class CallInterceptor(aio.ServerInterceptor):

@@ -5,17 +5,19 @@ import threading
 from collections.abc import Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from interpret_server.engine.api import Worker
 from interpret_server.models.manifest import Manifest
 from interpret_server.rpc.server import Server
 
 if TYPE_CHECKING:
+    from interpret_server.models.classifier import Classifier
     from interpret_server.registry import Registry
 
+    Model: TypeAlias = Path | tuple[Path, Mapping[str, Any]] | Classifier
+
 T = TypeVar("T")
-Model = "Path | tuple[Path, Mapping[str, Any]] | Classifier"
 
 
 class _Loop:

@@ -8,7 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from interpret_server.engine import api
-from interpret_server.errors import InvalidRequest, ModelRejected, NotFound, Overloaded, Unavailable
+from interpret_server.errors import (
+    InvalidRequest,
+    ModelRejected,
+    NotFound,
+    Overloaded,
+    Unavailable,
+    Violation,
+)
 from interpret_server.models.manifest import Manifest
 
 INFO = api.ModelInfo(
@@ -108,7 +115,7 @@ class FakeWorker:
     async def load(
         self, name: str, path: Path, manifest: Manifest, *, replace: bool = False
     ) -> api.ModelInfo:
-        data = path.read_bytes()
+        data = await asyncio.to_thread(path.read_bytes)
         self.loaded.append((name, data, manifest, path))
         if data.startswith(b"rejected"):
             raise ModelRejected("the file's outputs are not logits")
@@ -173,7 +180,5 @@ def _named(name: str, manifest: Manifest) -> api.ModelInfo:
     return replace(INFO, name=name, manifest=manifest, version=manifest.version)
 
 
-def _many_violations() -> list:
-    from interpret_server.errors import Violation
-
+def _many_violations() -> list[Violation]:
     return [Violation(f"params.field_{i}", "is wrong " * 20) for i in range(1000)]

@@ -6,6 +6,7 @@ import struct
 import grpc
 import pytest
 from fake_worker import INFO, FakeWorker
+
 from interpret_api.v1 import interpret_service_pb2 as runs
 from interpret_api.v1 import model_service_pb2 as models
 from interpret_api.v1 import plugin_service_pb2 as plugins
@@ -13,7 +14,6 @@ from interpret_api.v1 import types_pb2 as types
 from interpret_api.v1.interpret_service_pb2_grpc import InterpretServiceStub
 from interpret_api.v1.model_service_pb2_grpc import ModelServiceStub
 from interpret_api.v1.plugin_service_pb2_grpc import PluginServiceStub
-
 from interpret_server.engine import api
 
 DATA = struct.pack("<4f", 0.1, 0.2, 0.3, 0.4)
