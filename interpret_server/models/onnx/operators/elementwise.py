@@ -2,8 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, fx, nn
@@ -196,28 +195,24 @@ def dropout(call: Call, x: Value, ratio: Maybe = None, training: Maybe = None) -
     return outputs
 
 
-def cumulate(
-    x: Tensor, axis: Any, function: Callable[..., Tensor], neutral: int, exclusive: bool, back: bool
-) -> Tensor:
+def cumulate(x: Tensor, axes: Sequence[int], products: bool, exclusive: bool, back: bool) -> Tensor:
     """Running sums or products along an axis."""
-    axis = axis[0]
+    (axis,) = axes
     x = x.flip(axis) if back else x
     if exclusive:
-        first = torch.full_like(x.narrow(axis, 0, 1), neutral)
+        first = torch.full_like(x.narrow(axis, 0, 1), 1 if products else 0)
         x = torch.cat([first, x.narrow(axis, 0, x.shape[axis] - 1)], axis)
-    result = function(x, axis, dtype=x.dtype)
+    result = (torch.cumprod if products else torch.cumsum)(x, axis, dtype=x.dtype)
     return result.flip(axis) if back else result
 
 
 @operator("CumSum", "CumProd")
 def cumulative(call: Call, x: Value, axis: Value) -> Output:
-    by_sum = call.operator == "CumSum"
     return call.function(
         cumulate,
         x,
         call.items(axis),
-        torch.cumsum if by_sum else torch.cumprod,
-        0 if by_sum else 1,
+        call.operator == "CumProd",
         bool(call.integer("exclusive")),
         bool(call.integer("reverse")),
     )

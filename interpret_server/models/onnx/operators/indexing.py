@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
 
-from ...lowered import Unlowerable
 from ..call import Call
 from ..registry import operator
 from ..values import Maybe, Output, Value
@@ -63,7 +62,7 @@ def take(x: Tensor, index: Tensor, axis: int) -> Tensor:
     axis %= x.dim()
     index = torch.where(index < 0, index + x.shape[axis], index).to(torch.int64)
     picked = x.index_select(axis, index.reshape(-1))
-    return picked.reshape(*x.shape[:axis], *index.shape, *x.shape[axis + 1 :])
+    return picked.reshape((*x.shape[:axis], *index.shape, *x.shape[axis + 1 :]))
 
 
 @operator("Gather")
@@ -170,17 +169,15 @@ def compress(call: Call, x: Value, condition: Value) -> Output:
     return call.function(compressed, x, condition, axis)
 
 
-def triangle(x: Tensor, diagonal: int, upper: bool) -> Tensor:
+def triangle(x: Tensor, diagonal: Sequence[int], upper: bool) -> Tensor:
     """The upper or lower triangle of matrices."""
-    return x.triu(diagonal) if upper else x.tril(diagonal)
+    return x.triu(diagonal[0]) if upper else x.tril(diagonal[0])
 
 
 @operator("Trilu")
 def trilu(call: Call, x: Value, diagonal: Maybe = None) -> Output:
     items = [0] if diagonal is None else call.items(diagonal)
-    if isinstance(items, fx.Node):
-        raise Unlowerable("Trilu with a diagonal that is computed from the input")
-    return call.function(triangle, x, items[0], bool(call.integer("upper", 1)))
+    return call.function(triangle, x, items, bool(call.integer("upper", 1)))
 
 
 def identity_like(x: Tensor, diagonal: int, dtype: torch.dtype) -> Tensor:

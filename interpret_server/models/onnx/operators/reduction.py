@@ -10,39 +10,49 @@ from ..call import Call
 from ..registry import operator
 from ..values import Maybe, Output, Value
 
+Axes = Sequence[int] | None
 
-def sum_over(x: Tensor, axes: Sequence[int], keep: bool) -> Tensor:
+
+def _along(x: Tensor, axes: Axes) -> tuple[int, ...]:
+    return tuple(axes or range(x.dim())) if x.dim() else ()
+
+
+def sum_over(x: Tensor, axes: Axes, keep: bool) -> Tensor:
     """The sum, in the type of `x`."""
-    return x.sum(tuple(axes), keepdim=keep, dtype=x.dtype)
+    return x.sum(_along(x, axes), keepdim=keep, dtype=x.dtype)
 
 
-def mean_over(x: Tensor, axes: Sequence[int], keep: bool) -> Tensor:
+def mean_over(x: Tensor, axes: Axes, keep: bool) -> Tensor:
     """The mean; of integers, rounded towards zero."""
     if x.is_floating_point():
-        return x.mean(tuple(axes), keepdim=keep)
-    count = math.prod(x.shape[axis] for axis in axes)
+        return x.mean(_along(x, axes), keepdim=keep)
+    count = math.prod(x.shape[axis] for axis in _along(x, axes))
     return torch.div(sum_over(x, axes, keep), count, rounding_mode="trunc")
 
 
-def product_over(x: Tensor, axes: Sequence[int], keep: bool) -> Tensor:
+def product_over(x: Tensor, axes: Axes, keep: bool) -> Tensor:
     """The product, in the type of `x`."""
-    for axis in sorted((axis % x.dim() for axis in axes), reverse=True):
+    for axis in sorted((axis % x.dim() for axis in _along(x, axes)), reverse=True):
         x = x.prod(axis, keepdim=keep, dtype=x.dtype)
     return x
 
 
-def maximum_over(x: Tensor, axes: Sequence[int], keep: bool) -> Tensor:
+def maximum_over(x: Tensor, axes: Axes, keep: bool) -> Tensor:
     """The maximum; of nothing, the smallest number."""
-    return x.amax(tuple(axes), keepdim=keep) if x.numel() else _of_nothing(x, axes, keep, True)
+    if not x.numel():
+        return _of_nothing(x, axes, keep, lowest=True)
+    return x.amax(_along(x, axes), keepdim=keep)
 
 
-def minimum_over(x: Tensor, axes: Sequence[int], keep: bool) -> Tensor:
+def minimum_over(x: Tensor, axes: Axes, keep: bool) -> Tensor:
     """The minimum; of nothing, the largest number."""
-    return x.amin(tuple(axes), keepdim=keep) if x.numel() else _of_nothing(x, axes, keep, False)
+    if not x.numel():
+        return _of_nothing(x, axes, keep, lowest=False)
+    return x.amin(_along(x, axes), keepdim=keep)
 
 
-def _of_nothing(x: Tensor, axes: Sequence[int], keep: bool, lowest: bool) -> Tensor:
-    shape = x.sum(tuple(axes), keepdim=keep).shape
+def _of_nothing(x: Tensor, axes: Axes, keep: bool, *, lowest: bool) -> Tensor:
+    shape = x.sum(_along(x, axes), keepdim=keep).shape
     if x.is_floating_point():
         return x.new_full(shape, -math.inf if lowest else math.inf)
     if x.dtype is torch.bool:
@@ -51,35 +61,34 @@ def _of_nothing(x: Tensor, axes: Sequence[int], keep: bool, lowest: bool) -> Ten
     return x.new_full(shape, limits.min if lowest else limits.max)
 
 
-def absolute_sum_over(x: Tensor, axes: Sequence[int], keep: bool) -> Tensor:
+def absolute_sum_over(x: Tensor, axes: Axes, keep: bool) -> Tensor:
     """The sum of magnitudes."""
     return sum_over(x.abs(), axes, keep)
 
 
-def norm_over(x: Tensor, axes: Sequence[int], keep: bool) -> Tensor:
+def norm_over(x: Tensor, axes: Axes, keep: bool) -> Tensor:
     """The Euclidean norm."""
     wide = x if x.is_floating_point() else x.double()
-    norm: Tensor = torch.linalg.vector_norm(wide, 2, tuple(axes), keep)
+    norm: Tensor = torch.linalg.vector_norm(wide, 2, _along(x, axes), keep)
     return norm.to(x.dtype)
 
 
-def square_sum_over(x: Tensor, axes: Sequence[int], keep: bool) -> Tensor:
+def square_sum_over(x: Tensor, axes: Axes, keep: bool) -> Tensor:
     """The sum of squares."""
     return sum_over(x * x, axes, keep)
 
 
-def log_sum_over(x: Tensor, axes: Sequence[int], keep: bool) -> Tensor:
+def log_sum_over(x: Tensor, axes: Axes, keep: bool) -> Tensor:
     """The logarithm of the sum."""
     return sum_over(x, axes, keep).log()
 
 
-def log_sum_exp_over(x: Tensor, axes: Sequence[int], keep: bool) -> Tensor:
+def log_sum_exp_over(x: Tensor, axes: Axes, keep: bool) -> Tensor:
     """The logarithm of the sum of exponentials."""
-    return torch.logsumexp(x, tuple(axes), keepdim=keep)
+    return torch.logsumexp(x, _along(x, axes), keepdim=keep) if x.dim() else x
 
 
-Reduction = Callable[[Tensor, Sequence[int], bool], Tensor]
-_REDUCTIONS: Mapping[str, tuple[str, Reduction]] = {
+_REDUCTIONS: Mapping[str, tuple[str, Callable[[Tensor, Axes, bool], Tensor]]] = {
     "ReduceSum": ("sum", sum_over),
     "ReduceMean": ("mean", mean_over),
     "ReduceProd": ("prod", product_over),
@@ -93,27 +102,15 @@ _REDUCTIONS: Mapping[str, tuple[str, Reduction]] = {
 }
 
 
-def reduce_over(x: Tensor, reduction: Reduction, axes: Sequence[int] | None, keep: bool) -> Tensor:
-    """A reduction over some axes, or over all."""
-    if not x.dim():
-        return reduction(x.reshape(1), (0,), False)
-    return reduction(x, axes or range(x.dim()), keep)
-
-
-def reduce_nothing(x: Tensor, reduction: Reduction) -> Tensor:
-    """A reduction over no axis at all, element by element."""
-    return reduction(x.unsqueeze(0), (0,), False)
-
-
 @operator(*_REDUCTIONS)
 def reduce(call: Call, x: Value, axes: Maybe = None) -> Output:
     kind, reduction = _REDUCTIONS[call.operator]
     along = call.integers("axes") if axes is None else call.items(axes)
-    none = along is None or (isinstance(along, list) and not along)
+    none = along is None or along == [] or (axes is not None and call.shape(axes) == (0,))
     if none and call.integer("noop_with_empty_axes"):
-        return call.function(reduce_nothing, x, reduction, kind=kind)
-    keep = bool(call.integer("keepdims", 1))
-    return call.function(reduce_over, x, reduction, along, keep, kind=kind)
+        row = call.function(torch.unsqueeze, x, 0, kind="unsqueeze")
+        return call.function(reduction, row, [0], False, kind=kind)
+    return call.function(reduction, x, along, bool(call.integer("keepdims", 1)), kind=kind)
 
 
 def arg_extreme(x: Tensor, largest: bool, axis: int, keep: bool, last: bool) -> Tensor:

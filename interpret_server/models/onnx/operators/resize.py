@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,8 +13,7 @@ from ..registry import operator
 from ..values import Maybe, Output, Value
 
 
-@dataclass(frozen=True)
-class Interpolation:
+class Interpolation(NamedTuple):
     """How positions and weights are computed; the fields are the attributes of Resize."""
 
     mode: str
@@ -91,8 +90,9 @@ def resize_axis(
         reach = math.ceil((1 if how.mode == "linear" else 2) / shrink)
         taps = torch.floor(at)[:, None] + torch.arange(-reach + 1, reach + 1, device=x.device)
         weights = _kernel(how, ((taps - at[:, None]) * shrink).abs())
-        if how.exclude_outside or how.antialias:
+        if how.exclude_outside:
             weights = weights * ((taps >= 0) & (taps < length))
+        if how.exclude_outside or how.antialias:
             weights = weights / weights.sum(1, keepdim=True)
         picks = taps.clamp(0, length - 1).to(torch.int64)
         moved = x.movedim(axis, -1)
