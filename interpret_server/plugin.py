@@ -219,7 +219,7 @@ class Plugin(ABC, Generic[P, R]):
     result_type: ClassVar[type[Any]]
 
     def __init_subclass__(cls) -> None:
-        for base in getattr(cls, "__orig_bases__", ()):
+        for base in cls.__dict__.get("__orig_bases__", ()):
             if isinstance(get_origin(base), type) and issubclass(get_origin(base), Plugin):
                 arguments = get_args(base)
                 if len(arguments) == 2 and not any(isinstance(a, TypeVar) for a in arguments):
