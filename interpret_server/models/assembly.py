@@ -165,7 +165,7 @@ def _example(module: nn.Module, probes: Tensor, fixed: int | None) -> tuple[Tens
         example = probes[torch.arange(rows) % len(probes)]
         try:
             with torch.no_grad():
-                return example, module(example)
+                return example, module.forward(example)
         except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError) as error:
             failure = error
     raise Unlowerable(f"it does not run ({brief(failure)})") from failure
@@ -215,7 +215,7 @@ def _grouped(module: nn.Module, probes: Tensor, rows: int, count: int) -> tuple[
     plural = "1 row" if rows == 1 else f"{rows} rows"
     with torch.no_grad():
         try:
-            together = module(probes)
+            together = module.forward(probes)  # called as a module, a graph prints its errors
             fits = width(together, len(probes)) == count
             repeated = bool(fits and torch.equal(together, module(probes)))
         except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError):
@@ -240,7 +240,7 @@ def _grouped(module: nn.Module, probes: Tensor, rows: int, count: int) -> tuple[
                 "no row could be explained by itself"
             )
     why = "its rows influence each other" if fits else "the file takes no other batch size"
-    return grouped, f"It runs {plural} at a time, for {why}."
+    return grouped, f"It runs {plural} at a time, because {why}."
 
 
 def assemble(

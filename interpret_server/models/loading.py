@@ -94,24 +94,34 @@ class _Original:
         self.example = self.probes[3:5]
         if self.module is None:
             return
-        failure: Exception | None = None
+        self.failure: Exception | None = None
         fixed = resolved.fixed_batch
         for rows in (fixed,) if fixed else (5, 2, 1):
             example = self.probes[torch.arange(rows) % len(self.probes)]
-            try:
-                with torch.no_grad():
-                    self.module(example)
-            except Exception as error:  # whatever a foreign program raises
-                failure = failure or error
+            if not self._runs(example):
                 continue
             if rows < 5 or fixed:
                 self.rows, self.example = rows, example
             return
+        if self._runs(torch.zeros_like(example, dtype=torch.int64)):
+            raise ModelRejected(
+                "the file takes integers, such as tokens; only floating-point inputs are served"
+            )
         raise InvalidRequest.field(
             "manifest.inputs[0].shape",
             f"the file does not run on rows of shape {list(resolved.shape)} "
-            f"({brief(failure) if failure else 'it takes no rows'})",
-        ) from failure
+            f"({brief(self.failure or ModelRejected('it takes no rows'))})",
+        ) from self.failure
+
+    def _runs(self, example: Tensor) -> bool:
+        assert self.module is not None
+        try:
+            with torch.no_grad():
+                self.module(example)
+        except Exception as error:  # whatever a foreign program raises
+            self.failure = self.failure or error
+            return False
+        return True
 
     def output(self, body: Body) -> Callable[[Tensor], Tensor]:
         """From inputs in the caller's units to the chosen output, `(N, numbers in a row)`."""

@@ -2,13 +2,14 @@
 
 import logging
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import InterpretError, InvalidModel
+from ..errors import FailedPrecondition, InterpretError, InvalidModel
 from .inputs import FileInput
 from .lowered import Lowered, Unlowerable
 from .manifest import Format
@@ -81,11 +82,11 @@ class TorchScriptSource(Source):
         super().__init__()
         self.archive = open_archive(path)
         self.body = ArchiveBody(self.archive)
-        stored = [*self.archive.parameters(), *self.archive.buffers()]
-        self.dtype = next((item.dtype for item in stored if item.is_floating_point()), self.dtype)
+        self.dtype = next(_stored_dtypes(self.archive), self.dtype)
+        schema = cast("Any", self.archive.forward).schema
         self.inputs = tuple(
             FileInput(argument.name, dtype=self.dtype)
-            for argument in self.archive.forward.schema.arguments[1:]
+            for argument in schema.arguments[1:]
             if not argument.has_default_value()
         )
 
@@ -97,6 +98,18 @@ class TorchScriptSource(Source):
         from .torchscript import lower
 
         return lower(self.archive, (x.to(self.dtype),))
+
+
+def _stored_dtypes(archive: torch.jit.ScriptModule) -> Iterator[torch.dtype]:
+    """The data types of an archive's weights, which a frozen archive holds as constants."""
+    for tensor in (*archive.parameters(), *archive.buffers()):
+        if tensor.is_floating_point():
+            yield tensor.dtype
+    graph: Any = archive.inlined_graph
+    for node in graph.findAllNodes("prim::Constant"):
+        value = node.output().toIValue() if node.hasAttribute("value") else None
+        if isinstance(value, Tensor) and value.dim() and value.is_floating_point():
+            yield value.dtype
 
 
 class OnnxSource(Source):
@@ -121,11 +134,10 @@ class OnnxSource(Source):
         self._runtime: nn.Module | None = None
         try:
             self._runtime = _Runtime(path)
-        except ImportError:
+        except FailedPrecondition:
             self.executor = "none"
             self.notes.append("onnxruntime is not installed, so the network was not verified.")
-        except Exception:
-            _log.info("onnxruntime refuses the file", exc_info=True)
+        except InvalidModel:  # a corrupt file is refused by the importer too
             self.executor = "none"
             self.notes.append("onnxruntime refuses the file, so the network was not verified.")
 
@@ -146,7 +158,7 @@ class _Runtime(nn.Module):
         from .onnx import runtime
 
         super().__init__()
-        self.session: Any = runtime(path)
+        self.session = runtime(path)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         return tuple(value.to(x.device) for value in self.session.run(x.detach().cpu()))

@@ -111,7 +111,6 @@ def verify(
     executor: str,
     dtype: torch.dtype,
     noise: Callable[[], float],
-    explain: Callable[[], str] = lambda: "",
 ) -> Verification:
     """Compare a served form with its file on several batches.
 
@@ -123,7 +122,6 @@ def verify(
         executor: what runs the file, for the report.
         dtype: the file's data type.
         noise: the network's own float32 noise, asked for only where the tolerance is exceeded.
-        explain: a sentence to add to the refusal.
 
     Raises:
         ModelRejected: they differ by more than rounding explains.
@@ -136,7 +134,7 @@ def verify(
         raise ModelRejected(
             f"the loaded network differs from the file's own execution ({executor}) by "
             f"{worst.absolute:.3g}, {worst.relative:.2g} of the largest value, so it is not "
-            f"served{explain()}"
+            "served"
         )
     return Verification(
         reference=executor,
