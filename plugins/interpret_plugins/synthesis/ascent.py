@@ -1,0 +1,168 @@
+"""Regularised gradient ascent on centred inputs: its settings, the named presets, and one step.
+
+The order of a step is that of the reference implementation of Yosinski et al. 2015, "Understanding
+neural networks through deep visualization", section 3: clip, gradient, decay, blur, pixels of
+small norm to 0, pixels of small contribution to 0.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .spatial import Axes, blur, pixels
+
+_BYTE = 255.0  # the published rates and noise assume pixels of 0 to 255
+
+
+class Score(StrEnum):
+    """What is maximised."""
+
+    VALUE = "value"  # the target's value: a logit S_c, or a unit's activation
+    LOG_ODDS = "log_odds"  # S_c - log sum of exp(S_k) over the other classes
+
+
+class Policy(StrEnum):
+    """How the rate and the gradient g of a row make its step."""
+
+    CONSTANT = "constant"  # rate * g
+    PROGRESS = "progress"  # min(rate, progress / |g|^2) * g: the value rises by about `progress`
+    NORMALIZED = "normalized"  # rate * g / mean(|g|)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of an ascent, all in units of centred inputs z (width of the bounds = 1).
+
+    Args:
+        steps: gradient steps in all, shared among the octaves.
+        score: what is maximised.
+        policy: how the step is made of the gradient.
+        rate: learning rate; its meaning depends on the policy.
+        progress: rise of the target's value per step that `Policy.PROGRESS` aims at.
+        l2: weight of the penalty `l2 * |z|^2`.
+        decay: share of z taken away after each step.
+        blur_sigma: blur of z in pixels, every `blur_every` steps (0: never).
+        gradient_blur: blur of the gradient in pixels, from the first step to the last.
+        norm_percentile: pixels whose norm lies below this percentile are set to the centre.
+        contribution_percentile: the same for |sum over channels of z * gradient|.
+        jitter: largest shift in pixels, drawn anew at each step for each row and axis.
+        noise: standard deviation of the noise under which each gradient is taken.
+        settle: share of the steps, at the end, without jitter and noise.
+        octaves: sizes to work through, coarse to fine.
+        octave_ratio: each size over the one before.
+        start_noise: standard deviation of the noise added to the start.
+        clip: keep z inside the model's bounds.
+    """
+
+    steps: int
+    policy: Policy
+    rate: float
+    score: Score = Score.VALUE
+    progress: float = 2.0
+    l2: float = 0.0
+    decay: float = 0.0
+    blur_sigma: float = 0.0
+    blur_every: int = 0
+    gradient_blur: tuple[float, float] = (0.0, 0.0)
+    norm_percentile: float = 0.0
+    contribution_percentile: float = 0.0
+    jitter: int = 0
+    noise: float = 0.0
+    settle: float = 0.0
+    octaves: int = 1
+    octave_ratio: float = 1.4
+    start_noise: float = 0.0
+    clip: bool = True
+
+    def updated(self, values: Mapping[str, Any]) -> "Settings":
+        """The same settings with those of `values` that are not None."""
+        return replace(self, **{key: value for key, value in values.items() if value is not None})
+
+
+def _octaves(smallest: int) -> Settings:
+    small = smallest < 64
+    return Settings(
+        steps=200,
+        score=Score.LOG_ODDS,
+        policy=Policy.NORMALIZED,
+        rate=2.4 / _BYTE,
+        decay=0.002,
+        blur_sigma=0.0 if small else 0.5,
+        blur_every=0 if small else 4,
+        gradient_blur=(0.7, 0.3) if small else (2.0, 0.6),
+        jitter=min(12, max(smallest // 16, 1)),
+        noise=0.2 if small else 0.05,
+        settle=0.1,
+        octaves=3,
+        start_noise=0.02,
+    )
+
+
+def _yosinski(steps: int, **settings: Any) -> Settings:
+    return Settings(steps=steps, rate=100 / _BYTE**2, **{"start_noise": 10 / _BYTE, **settings})
+
+
+_PRESETS: Mapping[str, Callable[[int], Settings]] = {
+    "octaves": _octaves,
+    "simonyan": lambda smallest: Settings(steps=200, policy=Policy.CONSTANT, rate=0.1, l2=1.0),
+    "yosinski_1": lambda smallest: _yosinski(
+        500, policy=Policy.PROGRESS, blur_sigma=0.5, blur_every=4, norm_percentile=50
+    ),
+    "yosinski_2": lambda smallest: _yosinski(
+        750, policy=Policy.CONSTANT, decay=0.3, norm_percentile=20
+    ),
+    "yosinski_3": lambda smallest: _yosinski(
+        1000, policy=Policy.CONSTANT, decay=1e-4, blur_sigma=1.0, blur_every=4
+    ),
+    "yosinski_4": lambda smallest: _yosinski(
+        1000, policy=Policy.PROGRESS, blur_sigma=0.5, blur_every=4, contribution_percentile=90
+    ),
+}
+
+
+def preset(name: str, sizes: tuple[int, ...]) -> Settings:
+    """A named preset for inputs of these spatial sizes (none for a flat vector)."""
+    return _PRESETS[name](min(sizes, default=1))
+
+
+def per_row(values: Tensor, like: Tensor) -> Tensor:
+    """`(N,)` values shaped to multiply `like`, `(N, ...)`."""
+    return values.view(-1, *(1,) * (like.dim() - 1))
+
+
+def ascend(z: Tensor, gradient: Tensor, step: int, settings: Settings, axes: Axes) -> Tensor:
+    """One step after the gradient was taken at (clipped) `z`: ascent, decay, blur, thresholds.
+
+    Args:
+        z, gradient: `(N, *shape)`; a row's step depends on that row alone.
+        step: its number, from 0.
+    """
+    size = gradient.flatten(1)
+    tiny = torch.finfo(gradient.dtype).tiny
+    match settings.policy:
+        case Policy.CONSTANT:
+            rate = torch.full_like(size[:, 0], settings.rate)
+        case Policy.PROGRESS:
+            rate = (settings.progress / size.square().sum(1).clamp_min(tiny)).clamp(
+                max=settings.rate
+            )
+        case Policy.NORMALIZED:
+            rate = settings.rate / size.abs().mean(1).clamp_min(tiny)
+    z = (z + per_row(rate, z) * gradient) * (1 - settings.decay)
+    if settings.blur_every and step % settings.blur_every == 0:
+        z = blur(z, axes, settings.blur_sigma)
+    if settings.norm_percentile:
+        z = _keep_large(z, pixels(z.square(), axes).sqrt(), settings.norm_percentile)
+    if settings.contribution_percentile:
+        share = pixels(z * gradient, axes).abs()
+        z = _keep_large(z, share, settings.contribution_percentile)
+    return z
+
+
+def _keep_large(z: Tensor, importance: Tensor, percentile: float) -> Tensor:
+    threshold = torch.quantile(importance.flatten(1), percentile / 100, dim=1)
+    return torch.where(importance < per_row(threshold, importance), 0, z)

@@ -1,0 +1,150 @@
+"""Operators over the spatial axes of an input of any layout and any number of dimensions.
+
+Batches are `(N, *shape)`. The axes of a row are its channel axes and its spatial axes; a flat
+vector has no spatial axes, so there blur, shift and resize change nothing and its total variation
+is 0.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from interpret_server.plugin import Classifier
+
+
+@dataclass(frozen=True)
+class Axes:
+    """Which axes of a batch `(N, *shape)` are spatial and which hold channels (0 is the batch).
+
+    A pixel is the set of values at one spatial position; every value of a flat vector is a pixel.
+    """
+
+    spatial: tuple[int, ...]
+    channels: tuple[int, ...]
+
+    @classmethod
+    def of(cls, model: Classifier) -> "Axes":
+        """The axes of a model's input: by its layout, else channels first (torch's convention)."""
+        rank = len(model.input_shape)
+        if rank == 1:
+            return cls((), ())
+        if model.input_layout == "HWC" and rank == 3:
+            return cls((1, 2), (3,))
+        return cls(tuple(range(2, rank + 1)), (1,))
+
+    def sizes(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """The spatial sizes of a batch of this shape."""
+        return tuple(shape[axis] for axis in self.spatial)
+
+
+def blur(x: Tensor, axes: Axes, sigma: float) -> Tensor:
+    """Gaussian blur over the spatial axes.
+
+    Args:
+        sigma: standard deviation in pixels; 0 leaves `x` as it is. The kernel ends at 4 sigma and
+            the edge is mirrored with its own pixel repeated, as in `scipy.ndimage`.
+    """
+    if sigma <= 0:
+        return x
+    for axis in axes.spatial:
+        x = _along(x, axis, _blur_matrix(x.shape[axis], sigma))
+    return x
+
+
+def resize(x: Tensor, axes: Axes, sizes: Sequence[int]) -> Tensor:
+    """Linear interpolation of the spatial axes to `sizes`; differentiable."""
+    for axis, size in zip(axes.spatial, sizes, strict=True):
+        if x.shape[axis] != size:
+            x = _along(x, axis, _resize_matrix(x.shape[axis], size))
+    return x
+
+
+def shift(x: Tensor, axes: Axes, offsets: Tensor) -> Tensor:
+    """Roll row i by `offsets[i]` pixels, one per spatial axis; differentiable.
+
+    Args:
+        offsets: `(N, number of spatial axes)` integers.
+    """
+    for axis, offset in zip(axes.spatial, offsets.unbind(1), strict=True):
+        size = x.shape[axis]
+        source = (torch.arange(size, device=x.device) - offset[:, None]) % size
+        view = [len(x), *(size if other == axis else 1 for other in range(1, x.dim()))]
+        x = x.gather(axis, source.view(view).expand(x.shape))
+    return x
+
+
+def total_variation(x: Tensor, axes: Axes, beta: float = 2.0) -> Tensor:
+    """`TV_beta(x) = sum over channels and positions of (sum over axes of d^2)^(beta/2)`, `(N,)`.
+
+    `d` is the forward difference along a spatial axis, 0 at the far edge (Mahendran & Vedaldi
+    2014, section 3.1, without the 2014 paper's restriction to two axes). With beta 2 it is the
+    plain sum of squared differences. Its gradient is 0 where every difference is 0.
+    """
+    if not axes.spatial:
+        return x.flatten(1).sum(1) * 0
+    squares = torch.zeros_like(x)
+    for axis in axes.spatial:
+        difference = x.diff(dim=axis)
+        edge = torch.zeros_like(x.narrow(axis, 0, 1))
+        squares = squares + torch.cat([difference, edge], axis).square()
+    if beta != 2:
+        positive = squares > 0
+        squares = torch.where(positive, squares.where(positive, 1) ** (beta / 2), 0)
+    return squares.flatten(1).sum(1)
+
+
+def total_variation_gradient(x: Tensor, axes: Axes) -> Tensor:
+    """The gradient of `total_variation(x, axes, beta=2)` by `x`, like `x`."""
+    gradient = torch.zeros_like(x)
+    for axis in axes.spatial:
+        difference = 2 * x.diff(dim=axis)
+        count = difference.shape[axis]
+        gradient.narrow(axis, 0, count).sub_(difference)
+        gradient.narrow(axis, 1, count).add_(difference)
+    return gradient
+
+
+def pixels(x: Tensor, axes: Axes) -> Tensor:
+    """Sum over the channel axes, kept as size 1: one value per pixel."""
+    return x.sum(axes.channels, keepdim=True) if axes.channels else x
+
+
+def _along(x: Tensor, axis: int, matrix: Tensor) -> Tensor:
+    return (x.movedim(axis, -1) @ matrix.to(x).T).movedim(-1, axis)
+
+
+@lru_cache(maxsize=64)
+def _blur_matrix(size: int, sigma: float) -> Tensor:
+    radius = int(4 * sigma + 0.5)
+    offsets = torch.arange(-radius, radius + 1)
+    kernel = torch.exp(-0.5 * (offsets.double() / sigma) ** 2)
+    position = (torch.arange(size)[:, None] + offsets) % (2 * size)
+    position = torch.minimum(position, 2 * size - 1 - position)
+    weights = (kernel / kernel.sum()).expand(size, -1)
+    return torch.zeros(size, size, dtype=torch.float64).scatter_add_(1, position, weights)
+
+
+@lru_cache(maxsize=64)
+def _resize_matrix(old: int, new: int) -> Tensor:
+    identity = torch.eye(old, dtype=torch.float64)[None]
+    return F.interpolate(identity, size=new, mode="linear", align_corners=False)[0].T.contiguous()
+
+
+def octave_sizes(
+    sizes: Sequence[int], octaves: int, ratio: float, smallest: int
+) -> list[tuple[int, ...]]:
+    """Sizes from coarse to fine, each `ratio` times the one before; the last is `sizes`.
+
+    Octaves that would bring any axis under `smallest` pixels are left out.
+    """
+    levels = [
+        tuple(max(1, math.floor(size / ratio**level + 0.5)) for size in sizes)
+        for level in range(octaves)
+    ]
+    kept = [level for level in levels[1:] if level and min(level) >= smallest]
+    return [*reversed(kept), levels[0]]
