@@ -48,7 +48,8 @@ from .results import (
 )
 
 if TYPE_CHECKING:
-    from . import aio, torch
+    from . import aio as aio
+    from . import torch as torch
 
 __all__ = [
     "AlreadyExists",
@@ -82,9 +83,7 @@ __all__ = [
     "Unavailable",
     "Verification",
     "Violation",
-    "aio",
     "connect",
-    "torch",
 ]
 
 _LAZY = ("aio", "torch")
@@ -97,4 +96,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return [*__all__, *_LAZY]

@@ -102,7 +102,7 @@ class Attempts:
 
 def describe(method: Any, build: Callable[..., Any], returns: Any) -> None:
     """Give a client's method the docstring and signature of what builds its call."""
-    update_wrapper(method, build)
+    update_wrapper(method, build, assigned=("__name__", "__qualname__", "__doc__"), updated=())
     signature = inspect.signature(build)
     self = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
     method.__signature__ = signature.replace(

@@ -1,6 +1,7 @@
 """Values of the caller to protobuf messages, without I/O except for reading named image files."""
 
 import json
+import math
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
@@ -72,10 +73,10 @@ def decode_tensor(tensor: types.Tensor, name: str) -> Array:
     if dtype is None:
         raise ServerError(f"{name}: the server sent an element type that this client lacks")
     stored = np.dtype("<u2" if dtype == "bfloat16" else dtype).newbyteorder("<")
-    shape = tuple(tensor.shape)
-    if len(tensor.data) != int(np.prod(shape, dtype=np.int64)) * stored.itemsize:
-        raise ServerError(f"{name}: the server sent {len(tensor.data)} bytes for shape {shape}")
-    array = np.frombuffer(bytearray(tensor.data), dtype=stored).reshape(shape)
+    shape, data = tuple(tensor.shape), tensor.data
+    if len(data) != math.prod(shape) * stored.itemsize:
+        raise ServerError(f"{name}: the server sent {len(data)} bytes for shape {shape}")
+    array = np.frombuffer(bytearray(data), dtype=stored).reshape(shape)
     if dtype == "bfloat16":
         return (array.astype(np.uint32) << 16).view(np.float32)
     return array

@@ -164,6 +164,8 @@ def _without_server(cls: type[InterpretClientError], sentence: str, address: str
         return f"no server answers at {address} ({sentence})"
     if cls is DeadlineExceeded:
         return f"no answer from {address} within the timeout"
+    if cls is Cancelled:
+        return "the call was cancelled"
     return sentence
 
 

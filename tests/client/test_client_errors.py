@@ -221,7 +221,7 @@ def test_closing_from_another_thread_ends_a_blocked_reader(
     stream = client.stream("saliency", "hanging", previews=False)
     next(stream)
     threading.Timer(0.2, stream.close).start()
-    with pytest.raises(interpret_client.Cancelled):
+    with pytest.raises(interpret_client.Cancelled, match="the call was cancelled"):
         next(stream)
     assert fake.cancelled.wait(20)
 

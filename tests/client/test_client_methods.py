@@ -20,6 +20,7 @@ def test_importing_the_client_imports_no_torch_and_torch_resolves_as_attribute()
     code = (
         "import sys, interpret_client\n"
         "assert 'torch' not in sys.modules and 'click' not in sys.modules\n"
+        "from interpret_client import *\n"
         "interpret_client.aio.connect\n"
         "assert 'torch' not in sys.modules\n"
         "interpret_client.torch.RemoteModel\n"
@@ -39,7 +40,7 @@ def test_unknown_attribute_of_the_package_is_an_attribute_error() -> None:
 
 
 def test_public_names() -> None:
-    assert set(interpret_client.__all__) <= set(dir(interpret_client))
+    assert {*interpret_client.__all__, "aio", "torch"} <= set(dir(interpret_client))
     for name in interpret_client.__all__:
         assert getattr(interpret_client, name) is not None
 
