@@ -1,6 +1,7 @@
 """Fixtures and rules that every test shares."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -42,3 +43,36 @@ def shared_data() -> Path:
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def digit_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a digit classifier as `digits.pt` and `digits.onnx`, and digits to show it.
+
+    `digits.npy` `(N, 1, 8, 8)` and `labels.npy` hold digits that it was not trained on,
+    `digit.png` the first of them.
+    """
+    import numpy as np
+    from PIL import Image
+
+    from interpret_server.demo.digits import load_digits, save_onnx, save_torchscript, train
+
+    folder = tmp_path_factory.mktemp("digits")
+    training, _, held_out = load_digits()
+    net = train(training, seed=0)
+    save_torchscript(net, folder / "digits.pt")
+    save_onnx(net, folder / "digits.onnx")
+    np.save(folder / "digits.npy", held_out.images)
+    np.save(folder / "labels.npy", held_out.labels)
+    Image.fromarray((held_out.images[0, 0] * 255).astype("uint8")).save(folder / "digit.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def served_digits(digit_files: Path) -> Iterator[str]:
+    """The address of a server with every installed plugin and the model `digits`."""
+    from interpret_server.testing import serve
+
+    manifest = {"shape": [1, 8, 8], "bounds": [0, 1]}
+    with serve(models={"digits": (digit_files / "digits.pt", manifest)}) as address:
+        yield address
