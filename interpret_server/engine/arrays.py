@@ -1,0 +1,70 @@
+"""`Array` to tensor and back."""
+
+import ctypes
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import InvalidRequest
+from .api import ITEM_SIZES, Array
+
+DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in ITEM_SIZES}
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+def to_tensor(array: Array, field: str) -> Tensor:
+    """A tensor that shares the array's memory; it must not be written to.
+
+    Args:
+        array: what a caller sent.
+        field: its name in the request, for messages.
+
+    Raises:
+        InvalidRequest: the data type is unknown, or the bytes do not fill the shape.
+    """
+    if array.dtype not in DTYPES:
+        raise InvalidRequest.field(
+            field, f"unknown data type {array.dtype!r}; use one of {', '.join(DTYPES)}"
+        )
+    shape = tuple(array.shape)
+    if any(size < 0 for size in shape):
+        raise InvalidRequest.field(field, f"the shape {list(shape)} has a negative size")
+    view = memoryview(array.data).cast("B")
+    needed = math.prod(shape) * ITEM_SIZES[array.dtype]
+    if len(view) != needed:
+        raise InvalidRequest.field(
+            field, f"{len(view)} bytes, shape {list(shape)} of {array.dtype} needs {needed}"
+        )
+    dtype = DTYPES[array.dtype]
+    if not needed:
+        return torch.empty(shape, dtype=dtype)
+    return torch.frombuffer(_writable(view, ITEM_SIZES[array.dtype]), dtype=dtype).reshape(shape)
+
+
+def _writable(view: memoryview, alignment: int) -> Any:
+    """A buffer that torch accepts without a warning: the same memory where it is aligned."""
+    address = np.frombuffer(view, np.uint8).ctypes.data
+    if address % alignment:
+        return bytearray(view)
+    if not view.readonly:
+        return view
+    buffer = (ctypes.c_ubyte * len(view)).from_address(address)
+    buffer.owner = view  # type: ignore[attr-defined]  # keeps the bytes alive with the tensor
+    return buffer
+
+
+def to_array(tensor: Tensor, *, half: bool = False) -> Array:
+    """A copy of a tensor's values as bytes; floating-point values as float16 where `half`."""
+    values = tensor.detach().cpu()
+    if half and values.is_floating_point():
+        values = values.to(torch.float16)
+    if values.dtype not in _NAMES:
+        values = values.to(torch.float32 if values.is_floating_point() else torch.int64)
+    shape = tuple(values.shape)
+    name = _NAMES[values.dtype]
+    if values.dtype is torch.bfloat16:
+        values = values.contiguous().view(torch.int16)
+    return Array(name, shape, values.numpy().tobytes())

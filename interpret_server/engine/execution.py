@@ -1,0 +1,171 @@
+"""Runs a group of calls: in chunks that fit the memory, and alone where one call spoils it."""
+
+import dataclasses
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import InterpretError, Overloaded
+from ..plugin import Batch, Rows, result_tensors
+from ..registry import AnyPlugin
+from .failure import internal_error, logger
+from .job import EngineJob, spans
+from .member import Member, Outcome, why_nobody_waits
+from .request import Request, join, take
+from .schedule import Group, Settlement
+
+_NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
+
+
+def execute(group: Group) -> Iterator[Settlement]:
+    """Run a group's calls as one batch and yield every call's outcome.
+
+    Where the batch fails and holds several calls, each is run again by itself, so that one
+    caller's row harms no other.
+    """
+    live = []
+    for member in group.members:
+        if member.waiting():
+            live.append(member)
+        else:
+            yield member, why_nobody_waits([member])
+    if not live:
+        return
+    outcomes = _attempt(group, live, alone=len(live) == 1)
+    if outcomes is not None:
+        yield from outcomes
+        return
+    for member in live:
+        yield from _attempt(group, [member], alone=True) or ()
+
+
+def _attempt(group: Group, members: list[Member], *, alone: bool) -> list[Settlement] | None:
+    request = members[0].request
+    what = f"plugin {request.plugin.name} on model {request.served.info.name}"
+    if not any(member.waiting() for member in members):
+        return [(member, why_nobody_waits([member])) for member in members]
+    try:
+        return _run(group, members)
+    except InterpretError as error:
+        if alone or not any(member.waiting() for member in members):
+            return [(member, error) for member in members]
+    except Exception as error:
+        if alone:
+            return [(member, internal_error(error, what)) for member in members]
+        logger.warning(
+            "%s failed for %d calls at once; each is run alone", what, len(members), exc_info=True
+        )
+    return None
+
+
+def _run(group: Group, members: list[Member]) -> list[Settlement]:
+    request = members[0].request
+    device = request.served.classifier.device
+    job = EngineJob(members, group.offer)
+    batch = join([member.request.batch for member in members])
+    unknown = torch.tensor([m.request.predict for m in members for _ in range(m.request.rows)])
+    predicted = torch.full((len(batch),), -1)
+    parts: list[dict[str, Tensor]] = []
+    limit, largest, start = request.served.max_batch, 0, 0
+    if request.plugin.rows is Rows.GROUP:
+        limit = len(batch)
+    while start < len(batch):
+        size = min(limit, len(batch) - start)
+        chunk = slice(start, start + size)
+        job.begin_chunk(range(start, start + size), -(-(len(batch) - start) // size))
+        part = _within_memory(
+            request, take(batch, chunk, device), unknown[chunk], predicted[chunk], job
+        )
+        if part is None:
+            if size == 1 or request.plugin.rows is Rows.GROUP:
+                raise Overloaded(
+                    f"inputs: {request.plugin.name} ran out of memory on {size} rows; "
+                    "send fewer or smaller rows, or try again later"
+                )
+            limit = max(1, size // 2)
+            continue
+        parts.append(part)
+        start, largest = start + size, max(largest, size)
+        job.end_chunk()
+    tensors = {
+        name: parts[0][name] if len(parts) == 1 else torch.cat([part[name] for part in parts])
+        for name in parts[0]
+    }
+    return [
+        (member, _outcome(group, member, rows, job, tensors, predicted, largest))
+        for member, rows in spans(members)
+    ]
+
+
+def _within_memory(
+    request: Request, batch: Batch, unknown: Tensor, predicted: Tensor, job: EngineJob
+) -> dict[str, Tensor] | None:
+    """The result of some rows, or None where they do not fit into the memory."""
+    try:
+        return _compute(request, batch, unknown, predicted, job)
+    except (torch.OutOfMemoryError, MemoryError):
+        pass
+    except RuntimeError as error:
+        if not any(words in str(error).lower() for words in _NO_MEMORY):
+            raise
+    if request.served.classifier.device.type == "cuda":
+        torch.cuda.empty_cache()
+    return None
+
+
+def _compute(
+    request: Request, batch: Batch, unknown: Tensor, predicted: Tensor, job: EngineJob
+) -> dict[str, Tensor]:
+    classifier = request.served.classifier
+    if unknown.any():
+        with torch.no_grad():
+            predicted[unknown] = classifier(batch.inputs[unknown]).argmax(1).cpu()
+        index = torch.where(unknown, predicted, batch.targets.index[:, 0].cpu())
+        targets = dataclasses.replace(batch.targets, index=index.reshape(-1, 1))
+        batch = dataclasses.replace(batch, targets=targets.to(classifier.device))
+    result = request.plugin.run(classifier, batch, request.params, job)
+    return {
+        name: value.detach().to("cpu")
+        for name, value in _tensors(request.plugin, result, len(batch)).items()
+    }
+
+
+def _tensors(plugin: AnyPlugin, result: Any, rows: int) -> Mapping[str, Tensor]:
+    if isinstance(result, Mapping):
+        tensors: Mapping[str, Tensor] = result
+    elif isinstance(result, plugin.result_type):
+        tensors = result_tensors(result)
+    else:
+        raise TypeError(
+            f"{plugin.name} returned {type(result).__name__}, not {plugin.result_type.__name__}"
+        )
+    for name, value in tensors.items():
+        if not value.dim() or len(value) != rows:
+            raise ValueError(
+                f"{plugin.name} returned {name} of shape {list(value.shape)} for {rows} rows"
+            )
+    return tensors
+
+
+def _outcome(
+    group: Group,
+    member: Member,
+    rows: range,
+    job: EngineJob,
+    tensors: Mapping[str, Tensor],
+    predicted: Tensor,
+    batch_rows: int,
+) -> Outcome:
+    part = slice(rows.start, rows.stop)
+    held = group.held()
+    return Outcome(
+        tensors={name: value[part] for name, value in tensors.items()},
+        predicted=tuple(predicted[part].tolist()) if member.request.predict else (),
+        warnings=job.warnings(rows),
+        queue_seconds=max(0.0, time.monotonic() - member.submitted - held),
+        run_seconds=held,
+        batch_rows=batch_rows,
+    )

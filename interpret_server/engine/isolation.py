@@ -1,0 +1,64 @@
+"""What one group of calls must not see of another: random state, default dtype, grad mode."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Ambient:
+    """The process-wide state of torch that a plugin may change."""
+
+    random: Tensor
+    cuda_random: Tensor | None
+    dtype: torch.dtype
+    device: torch.device
+
+    @classmethod
+    def capture(cls, device: torch.device) -> "Ambient":
+        """The state as it is; the CUDA generator's for a CUDA device only."""
+        cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+        return cls(torch.get_rng_state(), cuda, torch.get_default_dtype(), device)
+
+    def restore(self) -> None:
+        """Put back what differs."""
+        if not torch.equal(self.random, torch.get_rng_state()):
+            torch.set_rng_state(self.random)
+        if self.cuda_random is not None:
+            torch.cuda.set_rng_state(self.cuda_random, self.device)
+        if torch.get_default_dtype() is not self.dtype:
+            torch.set_default_dtype(self.dtype)
+
+
+class Isolation:
+    """A group's own random state and default dtype, while it holds the device and only then."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._outside: Ambient | None = None
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """On leaving, the process-wide state and this thread's grad mode are as before."""
+        self._outside = Ambient.capture(self._device)
+        try:
+            with torch.enable_grad():
+                yield
+        finally:
+            self._outside.restore()
+            self._outside = None
+
+    @contextmanager
+    def suspended(self) -> Iterator[None]:
+        """Inside the block the state is that of the outside; afterwards it is the group's again."""
+        own = Ambient.capture(self._device)
+        if self._outside is not None:
+            self._outside.restore()
+        try:
+            yield
+        finally:
+            self._outside = Ambient.capture(self._device)
+            own.restore()

@@ -1,0 +1,148 @@
+"""The job that plugins see: progress, previews and warnings, split among the callers."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+from torch import Tensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+
+from ..plugin import Job
+from .api import Preview, Progress, RowWarning
+from .arrays import to_array
+from .member import Member, why_nobody_waits
+
+PROGRESS_SECONDS = 0.01
+PREVIEW_SECONDS = 0.05
+
+Span = tuple[Member, range]
+
+
+def spans(members: Sequence[Member]) -> list[Span]:
+    """Which rows of the joined batch belong to which member."""
+    result, start = [], 0
+    for member in members:
+        result.append((member, range(start, start + member.request.rows)))
+        start += member.request.rows
+    return result
+
+
+class EngineJob(Job):
+    """One run of a plugin for some callers, perhaps in several chunks of rows.
+
+    Args:
+        members: the callers, in the order of their rows.
+        offer: passes the device to others that wait and returns when it is this job's turn again.
+    """
+
+    def __init__(self, members: Sequence[Member], offer: Callable[[], None]) -> None:
+        self._members = list(members)
+        self._spans = spans(members)
+        self._offer = offer
+        self._viewers = [span for span in self._spans if span[0].request.call.previews]
+        self._warnings: list[tuple[str, range | Sequence[int]]] = []
+        self._fresh: list[tuple[str, Sequence[int]]] = []
+        self._earlier = 0  # steps of the chunks that are done
+        self._finished = 0  # steps of this chunk's loops that are done
+        self._current = 0  # the step of the running loop, counted from 1
+        self._total = 0  # steps of this chunk, as far as known
+        self._depth = 0
+        self._rows = range(0)
+        self._chunks_left = 1
+        self._reported = self._previewed = float("-inf")
+
+    def begin_chunk(self, rows: range, chunks_left: int) -> None:
+        """Start on some rows; `chunks_left` counts this chunk too."""
+        self._rows, self._chunks_left = rows, chunks_left
+        self._finished = self._current = self._total = self._depth = 0
+        self._fresh = []
+
+    def end_chunk(self) -> None:
+        """Keep what the chunk said, and offer the device if more chunks follow."""
+        self._earlier += self._total
+        self._warnings += self._fresh
+        if self._chunks_left > 1:
+            self.boundary()
+
+    def track(self, total: int) -> Iterator[int]:
+        outer = self._depth == 0  # a loop within a loop is observed, but not counted
+        self._depth += 1
+        try:
+            self._refuse_modes()
+            self._observe()
+            if outer:
+                self._total = self._finished + total
+            for step in range(total):
+                if outer:
+                    self._current = self._finished + step + 1
+                yield step
+                self._refuse_modes()
+                if outer:
+                    self._report(self._current)
+                self.boundary()
+            if outer:
+                self._finished += total
+        finally:
+            self._depth -= 1
+
+    def boundary(self) -> None:
+        """Let others have the device, and stop if nobody waits for this job any more."""
+        self._observe()
+        self._offer()
+        self._observe()
+
+    def preview(self, **tensors: Tensor) -> None:
+        now = time.monotonic()
+        if not self._viewers or now - self._previewed < PREVIEW_SECONDS:
+            return
+        self._previewed = now
+        for member, rows in self._viewers:
+            first, last = max(rows.start, self._rows.start), min(rows.stop, self._rows.stop)
+            if first >= last or not member.waiting():
+                continue
+            part = slice(first - self._rows.start, last - self._rows.start)
+            half = member.request.call.half
+            arrays = {name: to_array(item[part], half=half) for name, item in tensors.items()}
+            done, total = self._position(self._current)
+            member.mailbox.preview(Preview(done, total, arrays))
+
+    def warn(self, rows: Tensor, message: str) -> None:
+        if len(rows) != len(self._rows):
+            raise ValueError(f"warn: a mask of {len(rows)} rows for {len(self._rows)} rows")
+        found = rows.flatten().nonzero().flatten().tolist()
+        if found:
+            self._fresh.append((message, [self._rows.start + row for row in found]))
+
+    def warnings(self, rows: range) -> tuple[RowWarning, ...]:
+        """The warnings about some rows, numbered from the first of them."""
+        found: dict[str, list[int]] = {}
+        for message, about in self._warnings:
+            if mine := [row - rows.start for row in about if row in rows]:
+                found.setdefault(message, []).extend(mine)
+        return tuple(
+            RowWarning(message, tuple(sorted(set(about)))) for message, about in found.items()
+        )
+
+    def _position(self, done: int) -> tuple[int, int]:
+        return self._earlier + done, self._earlier + self._total * self._chunks_left
+
+    def _report(self, done: int) -> None:
+        now = time.monotonic()
+        if done < self._total and now - self._reported < PROGRESS_SECONDS:
+            return
+        self._reported = now
+        progress = Progress(*self._position(done))
+        for member in self._members:
+            member.mailbox.progress(progress)
+
+    def _observe(self) -> None:
+        if not any(member.waiting() for member in self._members):
+            raise why_nobody_waits(self._members)
+
+    @staticmethod
+    def _refuse_modes() -> None:
+        if modes := _get_current_dispatch_mode_stack():
+            names = ", ".join(type(mode).__name__ for mode in modes)
+            raise RuntimeError(
+                f"a step of Job.track began or ended inside {names}; close every ReLU rule and "
+                "dispatch mode within the step that opened it"
+            )

@@ -1,0 +1,287 @@
+"""A worker in this process: models, plugins and one device."""
+
+import asyncio
+import contextlib
+import re
+import time
+from collections.abc import AsyncGenerator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import torch
+
+from ..errors import (
+    AlreadyExists,
+    DeadlineExceeded,
+    InterpretError,
+    InvalidRequest,
+    NotFound,
+    Unavailable,
+)
+from ..models.classifier import Classifier
+from ..models.manifest import Manifest
+from ..registry import Registration, Registry
+from .api import Call, Event, ModelInfo, PluginInfo, Preview, Progress, Result
+from .decode import decode, decoded_bytes
+from .describe import describe_classifier, describe_plugin
+from .execution import execute
+from .failure import internal_error
+from .mailbox import Mailbox
+from .member import Member, Outcome
+from .occupancy import Occupancy
+from .primitives import primitives
+from .request import Request, Served
+from .results import assemble, draw_preview
+from .schedule import Scheduler
+
+INLINE_BYTES = 256 * 1024  # work on more than this leaves the event loop
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_JOIN_SECONDS = 1.0
+
+T = TypeVar("T")
+
+
+class Loaded(Protocol):
+    """What a loader returns."""
+
+    @property
+    def classifier(self) -> Classifier: ...
+
+    @property
+    def info(self) -> ModelInfo: ...
+
+
+Loader = Callable[..., Loaded]  # (name, path, manifest, *, device, default_max_batch)
+
+
+class LocalWorker:
+    """Implements `engine.api.Worker` in this process.
+
+    Args:
+        registry: the plugins.
+        device: `cpu`, `cuda:0`, ...; `auto` for the first CUDA device, else the CPU.
+        max_queue: most calls that may wait for the device; more are refused with `Overloaded`.
+        max_batch: most rows in one forward pass, where the manifest names no limit.
+        loader: `(name, path, manifest, *, device, default_max_batch)` to an object with
+            `classifier` and `info`; by default that of `interpret_server.models.loading`.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        *,
+        device: str = "auto",
+        max_queue: int = 256,
+        max_batch: int = 64,
+        loader: Loader | None = None,
+    ) -> None:
+        self._device = _resolve(device)
+        self._max_batch = max_batch
+        self._loader = loader
+        self._plugins = {item.plugin.name: item for item in registry}
+        self._infos = tuple(describe_plugin(item) for item in registry)
+        self._primitives = primitives()
+        self._served: dict[str, Served] = {}
+        self._loading: set[str] = set()
+        self._scheduler = Scheduler(execute, max_queue=max_queue)
+        self._helpers = ThreadPoolExecutor(2, thread_name_prefix="interpret-helper")
+        self._loaders = ThreadPoolExecutor(2, thread_name_prefix="interpret-load")
+        self._calls = Occupancy()
+        self._closing = False
+
+    def plugins(self) -> tuple[PluginInfo, ...]:
+        """Every plugin, by name."""
+        return self._infos
+
+    def models(self) -> tuple[ModelInfo, ...]:
+        """Every loaded model, by name."""
+        return tuple(self._served[name].info for name in sorted(self._served))
+
+    def add(self, name: str, classifier: Classifier, info: ModelInfo | None = None) -> ModelInfo:
+        """Serve a classifier that exists already; it must be on the worker's device.
+
+        Raises:
+            AlreadyExists: the name is taken.
+        """
+        self._check_name(name, replace=False)
+        if info is None:
+            info = describe_classifier(name, classifier, self._max_batch)
+        self._served[name] = Served(classifier, info)
+        return info
+
+    async def load(
+        self, name: str, path: Path, manifest: Manifest, *, replace: bool = False
+    ) -> ModelInfo:
+        """Load a file under a name, in a thread of its own.
+
+        A replaced model serves until the new one is ready, and finishes the calls that began on
+        it; a failed replacement changes nothing.
+
+        Raises:
+            InvalidModel, ModelRejected, InvalidRequest, AlreadyExists, Unavailable.
+        """
+        self._check_open()
+        self._check_name(name, replace=replace)
+        self._loading.add(name)
+        try:
+            loaded = await self._in_thread(
+                self._loaders, lambda: self._load_file(name, path, manifest), f"loading {name}"
+            )
+        finally:
+            self._loading.discard(name)
+        self._check_open()
+        self._served[name] = Served(loaded.classifier, loaded.info)
+        return loaded.info
+
+    async def unload(self, name: str) -> None:
+        """Take a model out of service and wait for the calls that run on it.
+
+        Raises:
+            NotFound: no model of that name is loaded.
+        """
+        served = self._find_model(name)
+        del self._served[name]
+        await served.users.empty()
+
+    async def run(self, call: Call) -> AsyncGenerator[Event, None]:
+        """Progress and previews in order, then exactly one `Result`; closing cancels the call.
+
+        Raises:
+            NotFound, InvalidRequest, FailedPrecondition, Overloaded, Cancelled, DeadlineExceeded,
+            Unavailable, InterpretError.
+        """
+        self._check_open()
+        deadline = None if call.timeout is None else time.monotonic() + call.timeout
+        served, registration = self._find_model(call.model), self._find_plugin(call.plugin)
+        with self._calls.hold(), served.users.hold():
+            request = await self._decode(call, served, registration)
+            mailbox: Mailbox[Outcome] = Mailbox(asyncio.get_running_loop())
+            member = Member(request, mailbox, deadline)
+            if member.late():
+                raise DeadlineExceeded("the deadline passed before the call was queued")
+            self._scheduler.submit(member)
+            try:
+                while True:
+                    event = await self._next(member)
+                    yield event
+                    if isinstance(event, Result):
+                        return
+            finally:
+                if not mailbox.settled:
+                    self._scheduler.abandon(member)
+
+    async def close(self, grace: float = 5.0) -> None:
+        """Refuse new calls, let running ones finish for `grace` seconds, then end them.
+
+        A call that is ended so raises `Unavailable`; its plugin stops at its next step.
+        """
+        self._closing = True
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(grace):
+                await self._calls.empty()
+        self._scheduler.close(Unavailable("the server is shutting down"))
+        await asyncio.to_thread(self._scheduler.join, _JOIN_SECONDS)
+        self._helpers.shutdown(wait=False)
+        self._loaders.shutdown(wait=False)
+
+    async def _next(self, member: Member) -> Event:
+        try:
+            item = await member.mailbox.next(member.deadline)
+        except TimeoutError:
+            raise DeadlineExceeded("the deadline passed before the answer was ready") from None
+        if isinstance(item, Progress):
+            return item
+        if isinstance(item, Preview):
+            return await self._draw(member.request, item)
+        return await self._assemble(member.request, item)
+
+    async def _draw(self, request: Request, preview: Preview) -> Preview:
+        return await self._off_loop(
+            request.call.render, lambda: draw_preview(request, preview), "a preview"
+        )
+
+    async def _assemble(self, request: Request, outcome: Outcome) -> Result:
+        size = sum(value.nbytes for value in outcome.tensors.values())
+        return await self._off_loop(
+            request.call.render or size > INLINE_BYTES,
+            lambda: assemble(request, outcome),
+            f"the result of {request.plugin.name}",
+        )
+
+    async def _decode(self, call: Call, served: Served, registration: Registration) -> Request:
+        return await self._off_loop(
+            decoded_bytes(call) > INLINE_BYTES,
+            lambda: decode(call, served, registration),
+            f"decoding a call of {call.plugin}",
+        )
+
+    async def _off_loop(self, heavy: bool, work: Callable[[], T], what: str) -> T:
+        """Run light work here and heavy work in a helper thread."""
+        if heavy:
+            return await self._in_thread(self._helpers, work, what)
+        with _safe(what):
+            return work()
+
+    @staticmethod
+    async def _in_thread(pool: ThreadPoolExecutor, work: Callable[[], T], what: str) -> T:
+        with _safe(what):
+            return await asyncio.get_running_loop().run_in_executor(pool, work)
+
+    def _load_file(self, name: str, path: Path, manifest: Manifest) -> Loaded:
+        loader = self._loader or _default_loader()
+        return loader(name, path, manifest, device=self._device, default_max_batch=self._max_batch)
+
+    def _check_open(self) -> None:
+        if self._closing:
+            raise Unavailable("the server is shutting down")
+
+    def _check_name(self, name: str, *, replace: bool) -> None:
+        if not _NAME.fullmatch(name):
+            raise InvalidRequest.field(
+                "name",
+                f"{name[:40]!r} is no model name; use up to 128 letters, digits, '.', '_' and '-'",
+            )
+        if name in self._loading:
+            raise AlreadyExists(f"name: {name} is being loaded already")
+        if name in self._served and not replace:
+            raise AlreadyExists(
+                f"name: a model called {name} is loaded; unload it first, or ask to replace it"
+            )
+
+    def _find_model(self, name: str) -> Served:
+        if name not in self._served:
+            known = ", ".join(sorted(self._served)) or "none"
+            raise NotFound(f"model: there is no model {name[:80]!r}; loaded: {known}")
+        return self._served[name]
+
+    def _find_plugin(self, name: str) -> Registration:
+        registration = self._plugins.get(name) or self._primitives.get(name)
+        if registration is None:
+            close = get_close_matches(name, self._plugins, n=3) or sorted(self._plugins)
+            hint = f"; did you mean {', '.join(close[:3])}?" if close else ""
+            raise NotFound(f"plugin: there is no plugin {name[:80]!r}{hint}")
+        return registration
+
+
+def _default_loader() -> Loader:
+    from ..models.loading import load_classifier
+
+    return load_classifier
+
+
+@contextlib.contextmanager
+def _safe(what: str) -> Iterator[None]:
+    try:
+        yield
+    except InterpretError:
+        raise
+    except Exception as error:
+        raise internal_error(error, what) from None
+
+
+def _resolve(device: str) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    return torch.device(device)

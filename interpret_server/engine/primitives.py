@@ -1,0 +1,124 @@
+"""Predictions, vector-Jacobian products and activations, queued and merged as plugins are.
+
+They are not listed among the plugins; the front end serves each by an RPC of its own.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from .. import __version__
+from ..models.targets import TargetKind
+from ..plugin import (
+    AuxTensor,
+    Batch,
+    Capability,
+    Classifier,
+    InvalidRequest,
+    Job,
+    Kind,
+    Params,
+    Plugin,
+    logits_before,
+    output,
+)
+from ..registry import Registration
+
+
+class NoParams(Params):
+    """No parameters."""
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What the model answers."""
+
+    logits: Tensor = output("`(N, K)`")
+    probabilities: Tensor = output("`(N, K)`, the softmax of the logits.")
+    before: Tensor = logits_before()
+
+
+class Predict(Plugin[NoParams, Predicted]):
+    """Logits and probabilities; needs nothing but a forward pass."""
+
+    name: ClassVar[str] = "_predict"
+    kind: ClassVar[Kind] = Kind.PRIMITIVE
+    target_kinds: ClassVar[frozenset[TargetKind]] = frozenset()
+
+    @torch.no_grad()
+    def run(self, model: Classifier, batch: Batch, params: NoParams, job: Job) -> Predicted:
+        logits = model(batch.inputs)
+        return Predicted(logits, logits.softmax(1), logits)
+
+
+@dataclass(frozen=True)
+class VectorJacobian:
+    """A vector-Jacobian product."""
+
+    gradient: Tensor = output("`(N, *input_shape)`")
+    logits: Tensor = output("`(N, K)`")
+
+
+class VectorJacobianProduct(Plugin[NoParams, VectorJacobian]):
+    """The gradient of `sum(grad_outputs * logits)` by the inputs."""
+
+    name: ClassVar[str] = "_gradient"
+    kind: ClassVar[Kind] = Kind.PRIMITIVE
+    requires: ClassVar[frozenset[Capability]] = frozenset({Capability.GRADIENT})
+    target_kinds: ClassVar[frozenset[TargetKind]] = frozenset()
+    tensors: ClassVar[Mapping[str, AuxTensor]] = MappingProxyType(
+        {"grad_outputs": AuxTensor("The cotangent of the logits, `(N, K)`.", False, True)}
+    )
+
+    def run(self, model: Classifier, batch: Batch, params: NoParams, job: Job) -> VectorJacobian:
+        cotangent = batch.tensors["grad_outputs"]
+        if tuple(cotangent.shape[1:]) != (model.classes,):
+            raise InvalidRequest.field(
+                "tensors.grad_outputs",
+                f"the shape is {list(cotangent.shape)}; the logits of {model.name} have "
+                f"[rows, {model.classes}]",
+            )
+        leaf = batch.inputs.detach().clone().requires_grad_()
+        with torch.enable_grad():
+            logits = model(leaf)
+            (gradient,) = torch.autograd.grad(
+                logits, leaf, cotangent, allow_unused=True, materialize_grads=True
+            )
+        return VectorJacobian(gradient, logits.detach())
+
+
+class ActivationsParams(Params):
+    """Which layers to read."""
+
+    layers: tuple[str, ...] = Field(min_length=1, description="Names of the layers.")
+
+
+class Activations(Plugin[ActivationsParams, Mapping[str, Tensor]]):
+    """The values of layers, each `(N, *layer_shape)`, by layer name."""
+
+    name: ClassVar[str] = "_activations"
+    kind: ClassVar[Kind] = Kind.PRIMITIVE
+    requires: ClassVar[frozenset[Capability]] = frozenset({Capability.LAYERS})
+    target_kinds: ClassVar[frozenset[TargetKind]] = frozenset()
+
+    def check(self, model: Classifier, params: ActivationsParams) -> None:
+        for name in params.layers:
+            model.layer(name)
+
+    @torch.no_grad()
+    def run(
+        self, model: Classifier, batch: Batch, params: ActivationsParams, job: Job
+    ) -> Mapping[str, Tensor]:
+        names = tuple(dict.fromkeys(params.layers))
+        return dict(zip(names, model.activations(batch.inputs, names), strict=True))
+
+
+def primitives() -> dict[str, Registration]:
+    """The engine's own plugins, by name."""
+    plugins: tuple[Plugin[Any, Any], ...] = (Predict(), VectorJacobianProduct(), Activations())
+    return {item.name: Registration(item, "interpret-server", __version__) for item in plugins}

@@ -1,0 +1,115 @@
+"""Calls after decoding: everything checked, nothing queued yet."""
+
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from ..models.classifier import Classifier
+from ..plugin import Batch, Rows
+from ..registry import AnyPlugin, Registration
+from .api import Call, ModelInfo
+from .occupancy import Occupancy
+
+
+@dataclass(eq=False)
+class Served:
+    """A loaded model, and the calls that hold it."""
+
+    classifier: Classifier
+    info: ModelInfo
+    users: Occupancy = field(default_factory=Occupancy)
+
+    @property
+    def max_batch(self) -> int:
+        """Most rows in one forward pass."""
+        return max(1, self.info.max_batch)
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """A checked call.
+
+    Args:
+        call: as the caller wrote it.
+        served: the model that answers it, whatever is loaded under its name later.
+        registration: the plugin.
+        params: the plugin's parameters.
+        params_json: the same with every default filled in.
+        batch: in the model's dtype; on the CPU unless there were no inputs.
+        predict: the targets are the predicted classes, not yet known.
+        key: calls with equal keys may share a batch.
+    """
+
+    call: Call
+    served: Served
+    registration: Registration
+    params: Any
+    params_json: str
+    batch: Batch
+    predict: bool
+    key: Hashable = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "key", self._key())
+
+    @property
+    def plugin(self) -> AnyPlugin:
+        """The plugin that answers it."""
+        return self.registration.plugin
+
+    @property
+    def rows(self) -> int:
+        """How many examples."""
+        return len(self.batch)
+
+    def _key(self) -> Hashable:
+        if self.plugin.rows is Rows.GROUP:
+            return object()
+        targets, tensors = self.batch.targets, self.batch.tensors
+        direction = targets.direction
+        return (
+            id(self.served),
+            self.registration.plugin.name,
+            self.params_json,
+            self.batch.has_inputs,
+            targets.kind,
+            targets.layer,
+            None if direction is None else tuple(direction.shape[1:]),
+            tuple((name, tuple(tensors[name].shape[1:])) for name in sorted(tensors)),
+        )
+
+
+def join(batches: list[Batch]) -> Batch:
+    """The rows of alike batches, one after the other."""
+    if len(batches) == 1:
+        return batches[0]
+    first = batches[0]
+    targets = [batch.targets for batch in batches]
+    directions = [item.direction for item in targets if item.direction is not None]
+    return Batch(
+        inputs=torch.cat([batch.inputs for batch in batches]),
+        targets=type(first.targets)(
+            first.targets.kind,
+            torch.cat([item.index for item in targets]),
+            first.targets.layer,
+            torch.cat(directions) if directions else None,
+        ),
+        seeds=tuple(seed for batch in batches for seed in batch.seeds),
+        tensors={
+            name: torch.cat([batch.tensors[name] for batch in batches]) for name in first.tensors
+        },
+        has_inputs=first.has_inputs,
+    )
+
+
+def take(batch: Batch, rows: slice, device: torch.device) -> Batch:
+    """Some rows of a batch, on a device."""
+    return Batch(
+        inputs=batch.inputs[rows].to(device),
+        targets=batch.targets.take(rows).to(device),
+        seeds=batch.seeds[rows],
+        tensors={name: tensor[rows].to(device) for name, tensor in batch.tensors.items()},
+        has_inputs=batch.has_inputs,
+    )

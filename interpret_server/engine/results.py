@@ -1,0 +1,134 @@
+"""From computed tensors to the `Result` and the pictures that a caller gets."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .. import __version__, rendering
+from ..plugin import Role, result_fields
+from ..registry import AnyPlugin
+from .api import Array, Prediction, Preview, Provenance, Result
+from .arrays import to_array
+from .member import Outcome
+from .request import Request
+from .targets import report_targets
+
+_TOP = 5
+
+Pictures = dict[str, tuple[bytes, ...]]
+
+
+def assemble(request: Request, outcome: Outcome) -> Result:
+    """A call's result: named tensors, metrics, predictions, pictures and provenance."""
+    roles = _roles(request.plugin, outcome.tensors)
+    by_role = {
+        role: {name: value for name, value in outcome.tensors.items() if roles[name] is role}
+        for role in Role
+    }
+    tensors = {
+        name: to_array(value, half=request.call.half)
+        for name, value in by_role[Role.TENSOR].items()
+    }
+    labels = request.served.info.labels
+    return Result(
+        tensors=tensors,
+        metrics={
+            name: tuple(float(number) for number in value.flatten().tolist())
+            for name, value in by_role[Role.METRIC].items()
+        },
+        before=_predictions(by_role[Role.LOGITS_BEFORE], labels),
+        after=_predictions(by_role[Role.LOGITS_AFTER], labels),
+        warnings=outcome.warnings,
+        pictures=_draw(request, by_role[Role.TENSOR]) if request.call.render else {},
+        provenance=_provenance(request, outcome),
+    )
+
+
+def draw_preview(request: Request, preview: Preview) -> Preview:
+    """The preview with pictures of its image-shaped tensors, where the call asked for them."""
+    if not request.call.render:
+        return preview
+    info = request.served.info
+    arrays = {name: _floats(item) for name, item in preview.tensors.items()}
+    images = {
+        name: item for name, item in arrays.items() if item.shape[1:] == tuple(info.input_shape)
+    }
+    pictures = rendering.draw_all(
+        request.plugin.kind.value, images, layout=info.input_layout, bounds=info.bounds
+    )
+    return Preview(preview.done, preview.total, preview.tensors, pictures)
+
+
+def _roles(plugin: AnyPlugin, tensors: Mapping[str, Tensor]) -> dict[str, Role]:
+    if not isinstance(plugin.result_type, type):  # a mapping with names of its own
+        return dict.fromkeys(tensors, Role.TENSOR)
+    return {name: role for name, (role, _) in result_fields(plugin.result_type).items()}
+
+
+def _predictions(logits: Mapping[str, Tensor], labels: Sequence[str]) -> tuple[Prediction, ...]:
+    if not logits:
+        return ()
+    (values,) = logits.values()
+    values = values.float()
+    probabilities = values.softmax(1)
+    top = values.topk(min(_TOP, values.shape[1]), dim=1)
+    return tuple(
+        Prediction(
+            classes=tuple(classes),
+            probabilities=tuple(chances),
+            logits=tuple(heights),
+            labels=tuple(labels[index] for index in classes) if labels else (),
+        )
+        for classes, chances, heights in zip(
+            top.indices.tolist(),
+            probabilities.gather(1, top.indices).tolist(),
+            top.values.tolist(),
+            strict=True,
+        )
+    )
+
+
+def _draw(request: Request, tensors: Mapping[str, Tensor]) -> Pictures:
+    info, batch = request.served.info, request.batch
+    inputs = batch.inputs.float().cpu().numpy() if batch.has_inputs else None
+    arrays = {
+        name: value.float().numpy()
+        for name, value in tensors.items()
+        if value.is_floating_point() and value.dim() > 1
+    }
+    return rendering.pictures(
+        request.plugin.kind.value,
+        arrays,
+        inputs=inputs,
+        layout=info.input_layout,
+        bounds=info.bounds,
+    )
+
+
+def _floats(array: Array) -> NDArray[np.float32]:
+    from .arrays import to_tensor
+
+    values: NDArray[np.float32] = to_tensor(array, "preview").float().numpy()
+    return values
+
+
+def _provenance(request: Request, outcome: Outcome) -> Provenance:
+    info, registration = request.served.info, request.registration
+    return Provenance(
+        model=info.name,
+        model_sha256=info.sha256,
+        model_version=info.version,
+        plugin=request.plugin.name,
+        plugin_version=registration.version,
+        server_version=__version__,
+        params=request.params_json,
+        targets=report_targets(request.call.targets, outcome.predicted, request.rows),
+        seeds=request.batch.seeds,
+        device=info.device,
+        precision=info.precision,
+        queue_seconds=outcome.queue_seconds,
+        run_seconds=outcome.run_seconds,
+        batch_rows=outcome.batch_rows,
+    )
