@@ -83,8 +83,8 @@ def decode_tensor(tensor: types.Tensor, name: str) -> Array:
 
 
 def decode_tensors(tensors: Mapping[str, types.Tensor]) -> dict[str, Array]:
-    """Named messages as arrays."""
-    return {name: decode_tensor(tensor, name) for name, tensor in tensors.items()}
+    """Named messages as arrays, in the order of their names."""
+    return {name: decode_tensor(tensors[name], name) for name in sorted(tensors)}
 
 
 def encode_inputs(inputs: Any) -> types.Inputs:

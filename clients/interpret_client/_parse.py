@@ -53,7 +53,7 @@ def _model(message: models_api.Model) -> results.Model:
             results.Layer(layer.name, layer.kind, tuple(layer.shape)) for layer in message.layers
         ),
         capabilities=frozenset(message.capabilities),
-        lacking=dict(message.lacking),
+        lacking=dict(sorted(message.lacking.items())),
         verification=results.Verification(
             verification.reference,
             verification.max_difference,
@@ -171,14 +171,15 @@ def event(message: interpret.RunStreamResponse) -> results.Event:
 
 
 def _pictures(pictures: Mapping[str, interpret.Pictures]) -> dict[str, tuple[bytes, ...]]:
-    return {name: tuple(item.png) for name, item in pictures.items()}
+    return {name: tuple(pictures[name].png) for name in sorted(pictures)}
 
 
 def _result(message: interpret.Result) -> results.Result:
     return results.Result(
         tensors=decode_tensors(message.tensors),
         metrics={
-            name: np.array(item.values, dtype=np.float64) for name, item in message.metrics.items()
+            name: np.array(message.metrics[name].values, dtype=np.float64)
+            for name in sorted(message.metrics)
         },
         before=_predictions(message.predictions_before),
         after=_predictions(message.predictions_after),

@@ -292,9 +292,12 @@ class Interpret(interpret_grpc.InterpretServiceServicer):
         if request.half_precision:
             gradient = gradient.astype(np.float16)
         before = predictions(logits_of(values))
+        success = types.Tensor(
+            dtype=types.DATA_TYPE_BOOL, shape=[len(values)], data=b"\1" * len(values)
+        )
         pictures = {"attributions": interpret.Pictures(png=[PNG] * len(values))}
         return interpret.Result(
-            tensors={"attributions": tensor(gradient)},
+            tensors={"success": success, "attributions": tensor(gradient)},
             metrics={"distance": interpret.Metric(values=np.arange(len(values)) / 10)},
             predictions_before=before,
             predictions_after=before,

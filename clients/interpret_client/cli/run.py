@@ -143,20 +143,29 @@ def _rows(result: Result) -> int:
     return max([*sizes, len(result.before), len(result.after)], default=0)
 
 
+def _number(value: float) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.4g}"
+
+
 def _print_result(result: Result, names: list[str], written: tuple[Path, ...]) -> None:
     columns = {"row": names}
+    per_row = {name: tensor for name, tensor in result.tensors.items() if tensor.ndim == 1}
     if result.before:
         columns["before"] = [class_text(item) for item in result.before]
     if result.after:
         columns["after"] = [class_text(item) for item in result.after]
-    for name, values in result.metrics.items():
-        columns[name] = [f"{value:.4g}" for value in values]
+    for name, values in (per_row | dict(result.metrics)).items():
+        columns[name] = [_number(value) for value in values.tolist()]
     out = console()
     out.print(table(tuple(columns), list(zip(*columns.values(), strict=True))))
     for warning in result.warnings:
         rows = ", ".join(names[row] for row in warning.rows if row < len(names))
         out.print(f"Warning ({rows}): {warning.message}", style="yellow")
     for name, tensor in result.tensors.items():
+        if name in per_row:
+            continue
         values = np.asarray(tensor, dtype=np.float64)
         span = f"{values.min():.4g} to {values.max():.4g}" if values.size else "empty"
         out.print(f"{name}: {tensor.dtype.name} {'x'.join(map(str, tensor.shape))}, {span}")
