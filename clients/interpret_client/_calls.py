@@ -20,7 +20,7 @@ from interpret_api.v1 import plugin_service_pb2 as plugins_api
 from . import _codec as codec
 from . import _parse as parse
 from .errors import InvalidRequest
-from .results import Array, Event, Gradient, Model, Plugin, Predictions, Result
+from .results import Array, Event, Gradient, ModelInfo, PluginInfo, Predictions, Result
 
 CHUNK_BYTES = 1 << 20
 
@@ -54,7 +54,7 @@ def load_model(
     *,
     server_path: str | None = None,
     timeout: float | None = None,
-) -> Call[Model]:
+) -> Call[ModelInfo]:
     """Load a classifier and serve it as `name`.
 
     Args:
@@ -122,24 +122,24 @@ def unload_model(name: str) -> Call[None]:
     return Call("ModelService.UnloadModel", request, parse.nothing)
 
 
-def models() -> Call[tuple[Model, ...]]:
+def models() -> Call[tuple[ModelInfo, ...]]:
     """Every loaded model."""
     return Call("ModelService.ListModels", models_api.ListModelsRequest(), parse.models, retry=True)
 
 
-def model(name: str) -> Call[Model]:
+def model(name: str) -> Call[ModelInfo]:
     """One loaded model. Raises NotFound."""
     request = models_api.GetModelRequest(name=name)
     return Call("ModelService.GetModel", request, parse.answered_model, retry=True)
 
 
-def plugins(kind: str | None = None) -> Call[tuple[Plugin, ...]]:
+def plugins(kind: str | None = None) -> Call[tuple[PluginInfo, ...]]:
     """Every plugin, or those of a kind (`attribution`, `synthesis`, `attack`, ...)."""
     request = plugins_api.ListPluginsRequest(kind=kind or "")
     return Call("PluginService.ListPlugins", request, parse.plugins, retry=True)
 
 
-def plugin(name: str) -> Call[Plugin]:
+def plugin(name: str) -> Call[PluginInfo]:
     """One plugin, with the JSON schema of its parameters. Raises NotFound."""
     request = plugins_api.GetPluginRequest(name=name)
     return Call("PluginService.GetPlugin", request, parse.answered_plugin, retry=True)

@@ -27,10 +27,10 @@ def _json(text: str) -> Mapping[str, Any]:
     return value
 
 
-def _model(message: models_api.Model) -> results.Model:
+def _model(message: models_api.Model) -> results.ModelInfo:
     verification = message.verification
     bounds = (message.bounds.lower, message.bounds.upper) if message.HasField("bounds") else None
-    return results.Model(
+    return results.ModelInfo(
         name=message.name,
         version=message.version,
         format=message.format,
@@ -67,18 +67,18 @@ def _model(message: models_api.Model) -> results.Model:
     )
 
 
-def answered_model(answer: Any) -> results.Model:
+def answered_model(answer: Any) -> results.ModelInfo:
     """The answer's one model."""
     return _model(answer.model)
 
 
-def models(answer: models_api.ListModelsResponse) -> tuple[results.Model, ...]:
+def models(answer: models_api.ListModelsResponse) -> tuple[results.ModelInfo, ...]:
     """The answer's models."""
     return tuple(_model(message) for message in answer.models)
 
 
-def _plugin(message: plugins_api.Plugin) -> results.Plugin:
-    return results.Plugin(
+def _plugin(message: plugins_api.Plugin) -> results.PluginInfo:
+    return results.PluginInfo(
         name=message.name,
         kind=message.kind,
         api=message.api,
@@ -102,12 +102,12 @@ def _plugin(message: plugins_api.Plugin) -> results.Plugin:
     )
 
 
-def answered_plugin(answer: plugins_api.GetPluginResponse) -> results.Plugin:
+def answered_plugin(answer: plugins_api.GetPluginResponse) -> results.PluginInfo:
     """The answer's one plugin."""
     return _plugin(answer.plugin)
 
 
-def plugins(answer: plugins_api.ListPluginsResponse) -> tuple[results.Plugin, ...]:
+def plugins(answer: plugins_api.ListPluginsResponse) -> tuple[results.PluginInfo, ...]:
     """The answer's plugins."""
     return tuple(_plugin(message) for message in answer.plugins)
 

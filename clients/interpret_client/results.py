@@ -46,7 +46,7 @@ class Verification:
 
 
 @dataclass(frozen=True)
-class Model:
+class ModelInfo:
     """What the server knows of a loaded model.
 
     Args:
@@ -107,7 +107,7 @@ class AuxTensor:
 
 
 @dataclass(frozen=True)
-class Plugin:
+class PluginInfo:
     """What the server knows of a plugin.
 
     Args:

@@ -10,7 +10,7 @@ from typing import Any
 import click
 import numpy as np
 
-from ..results import Array, Model
+from ..results import Array, ModelInfo
 
 _TARGET = re.compile(
     r"layer:(?P<layer>.+?)(?:/(?P<unit>channel|neuron|direction):(?P<value>[^:]+))?"
@@ -121,7 +121,7 @@ def _is_array(name: str) -> bool:
     return name.endswith((".npy", ".npz")) or ".npz:" in name
 
 
-def read_inputs(names: Sequence[str], model: Model) -> Array | list[str | PathLike[str]] | None:
+def read_inputs(names: Sequence[str], model: ModelInfo) -> Array | list[str | PathLike[str]] | None:
     """Arrays as one array `(N, *input_shape)`, image files as their paths, None for no names.
 
     An array without the batch axis is one row; floating-point arrays become the model's type.

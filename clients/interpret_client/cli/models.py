@@ -7,7 +7,7 @@ import click
 
 from .._codec import read_manifest
 from ..errors import InvalidRequest
-from ..results import Model
+from ..results import ModelInfo
 from ._arguments import merge_manifest, numbers, read_inputs, row_names, sizes
 from ._options import Settings, connection_options
 from ._output import class_text, console, pairs, print_json, shape_text, table
@@ -59,7 +59,7 @@ def show(settings: Settings, name: str) -> None:
         _print_model(model)
 
 
-def _print_model(model: Model) -> None:
+def _print_model(model: ModelInfo) -> None:
     checked = model.verification
     bounds = "not stated" if model.bounds is None else "{:g} to {:g}".format(*model.bounds)
     out = console()

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from ..results import Plugin
+from ..results import PluginInfo
 from ._options import Settings, connection_options
 from ._output import console, pairs, print_json, table
 
@@ -53,7 +53,7 @@ def show(settings: Settings, name: str) -> None:
         _print_plugin(plugin)
 
 
-def _print_plugin(plugin: Plugin) -> None:
+def _print_plugin(plugin: PluginInfo) -> None:
     out = console()
     out.print(f"{plugin.name} ({plugin.kind}, version {plugin.version})", style="bold")
     out.print()
