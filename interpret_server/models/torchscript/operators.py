@@ -73,6 +73,8 @@ class Operators:
         namespace, name = schema.name.split("::")
         if namespace != "aten":
             raise Unlowerable(f"the operator {schema.name} is not supported{self._where()}")
+        if name in ("tensor", "as_tensor"):
+            return self._tensor(schema, items)
         written = [
             argument.name
             for argument in schema.arguments
@@ -93,6 +95,16 @@ class Operators:
         if packet is None or overload not in packet.overloads():
             raise Unlowerable(f"the operator aten::{name} is not supported{self._where()}")
         return getattr(packet, overload)
+
+    def _functional(self, name: str, schema: Any) -> Any:
+        """The schema of the operator without its write: its overload may have another name."""
+        types = [str(argument.type) for argument in schema.arguments]
+        packet = getattr(torch.ops.aten, name, None)
+        for overload in packet.overloads() if packet is not None else ():
+            candidate = getattr(packet, overload)._schema
+            if [str(argument.type) for argument in candidate.arguments] == types:
+                return candidate
+        raise Unlowerable(f"the operator {schema.name} is not supported{self._where()}")
 
     def _pure(self, name: str, schema: Any, items: Sequence[Item]) -> Item:
         function = self._overload(name, schema)
@@ -125,6 +137,21 @@ class Operators:
             name=self.recorder.named(public),
         )
 
+    def _tensor(self, schema: Any, items: Sequence[Item]) -> Item:
+        """`torch.tensor(data)`: of numbers, so it carries no gradient."""
+        data, dtype = items[0], None
+        for argument, item in zip(schema.arguments, self._plain(schema, items), strict=True):
+            if argument.name == "dtype":
+                dtype = concrete(item)
+        if any(leaf.is_tensor for leaf in leaves(data)):
+            raise Unlowerable(f"{schema.name} copies a tensor{self._where()}")
+        result = torch.tensor(concrete(data), dtype=dtype)
+        origin = origin_of(data)
+        if origin is Origin.CONSTANT:
+            return self._fold(result)
+        keywords = {"dtype": Value(dtype), "device": self.recorder.device}
+        return self.recorder.function(torch.tensor, [data], keywords, result, origin, kind="tensor")
+
     def _fold(self, result: Any) -> Item:
         if isinstance(result, (list, tuple)):
             return type(result)(self._fold(element) for element in result)
@@ -146,7 +173,7 @@ class Operators:
         for argument, item in zip(schema.arguments, items, strict=True):
             value = item.value if isinstance(item, Value) else None
             if argument.name == "dtype" and isinstance(value, int):
-                item = Value(DTYPES[value])
+                item = Value(self.dtype(value))
             elif argument.name == "memory_format" and isinstance(value, int):
                 item = Value(MEMORY_FORMATS[value])
             elif argument.name == "layout" and value is not None:
@@ -237,7 +264,8 @@ class Operators:
                     other.stale = schema.name
             return target
         before = target.value
-        result = self._pure(name.removesuffix("_"), schema, items)
+        functional = name.removesuffix("_")
+        result = self._pure(functional, self._functional(functional, schema), items)
         if not isinstance(result, Value) or not result.is_tensor:
             raise Unlowerable(f"{schema.name} is not supported{self._where()}")
         if not metadata_only and result.value.shape != before.shape:
@@ -250,6 +278,12 @@ class Operators:
         target.value, target.node, target.origin = result.value, result.node, result.origin
         target.number = None
         return target
+
+    def dtype(self, code: int) -> torch.dtype:
+        """The dtype of a number in TorchScript code."""
+        if code not in DTYPES:
+            raise Unlowerable(f"quantized tensors are not supported{self._where()}")
+        return DTYPES[code]
 
     def cast(self, value: Value, dtype: torch.dtype) -> Value:
         """`value` in another dtype; itself where it has that already."""

@@ -229,7 +229,7 @@ class Structure:
             elif isinstance(item.value, int):
                 # A dtype comes before the flags, a memory format or layout is something else.
                 if not copies and item is rest[_dtype_position(rest)]:
-                    dtype = DTYPES[item.value]
+                    dtype = self.operators.dtype(item.value)
             elif isinstance(item.value, torch.dtype):
                 dtype = item.value
         if value.number is not None and dtype is value.value.dtype:
@@ -291,7 +291,13 @@ _HANDLERS: dict[str, Handler] = {
     "prim::device": lambda s, items: Value(torch.device("cpu")),
     "prim::is_cuda": lambda s, items: Value(False),
     "prim::layout": lambda s, items: Value(0),
-    "prim::requires_grad": lambda s, items: Value(False),
+    "prim::requires_grad": lambda s, items: Value(
+        items[0].origin >= Origin.DATA and items[0].value.is_floating_point()
+    ),
+    "prim::type": lambda s, items: Value(items[0].value.type),
+    "prim::is_nested": lambda s, items: Value(False),
+    "prim::is_sparse": lambda s, items: Value(False),
+    "prim::is_cpu": lambda s, items: Value(True),
     "prim::is_quantized": lambda s, items: s._about(items, lambda t: t.is_quantized),
     "aten::is_floating_point": lambda s, items: s._about(items, torch.is_floating_point),
     "aten::is_complex": lambda s, items: s._about(items, torch.is_complex),

@@ -13,7 +13,7 @@ from .structure import Structure
 from .values import Instance, Item, Part, Value, lift
 
 _CALL = "interpret::CallMethod"
-_STEPS = 500_000  # operators executed before a loop is taken to be endless
+_STEPS = 200_000  # operators executed before a loop is taken to be endless
 
 Environment = dict[str, Item]
 
@@ -41,7 +41,7 @@ class Walker:
         self._attributes: dict[tuple[str, str], Item] = {}
         self._written: set[tuple[str, str]] = set()
         self._steps = 0
-        self._nested = False  # whether the module being walked has called another one
+        self._nested = False  # whether the module being walked has layers inside
 
     def walk(self) -> Lowered:
         """The archive's `forward` as a graph."""
@@ -69,14 +69,14 @@ class Walker:
         part, *arguments = items
         if not isinstance(part, Part):
             raise Unlowerable(f"a method of a TorchScript class is called{self._recorder.where()}")
-        caller = self._recorder.scope
+        caller, nested = self._recorder.scope, self._nested
         if part.path == caller:
             return self._method(part, node.s("name"), arguments)
         since = self._recorder.mark
         self._recorder.scope, self._nested = part.path, False
         output = self._method(part, node.s("name"), arguments)
         self._recorder.name_output(part.path, output, since, leaf=not self._nested)
-        self._recorder.scope, self._nested = caller, True
+        self._recorder.scope, self._nested = caller, nested or self._recorder.mark > since
         return output
 
     def _get_attribute(self, owner: Item, name: str) -> Item:
@@ -158,13 +158,20 @@ class Walker:
                 return [self._is_instance(node, items[0])]
         if kind == _CALL:
             return [self._call(node, items)]
-        result = self._structure.run(kind, items)
-        if result is NotImplemented:
-            schema = node.schema()
-            if schema.startswith("(no schema)") or kind.startswith("prim::"):
-                raise Unlowerable(f"{kind} is not supported{self._where()}")
-            result = self._operators.run(torch._C.parse_schema(schema), items)
+        try:
+            result = self._operator(kind, node, items)
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise Unlowerable(f"{kind} is not supported in this form{self._where()}") from error
         return result if node.outputsSize() > 1 else [result]
+
+    def _operator(self, kind: str, node: torch._C.Node, items: Sequence[Item]) -> Any:
+        result = self._structure.run(kind, items)
+        if result is not NotImplemented:
+            return result
+        schema = node.schema()
+        if schema.startswith("(no schema)") or kind.startswith("prim::"):
+            raise Unlowerable(f"{kind} is not supported{self._where()}")
+        return self._operators.run(torch._C.parse_schema(schema), items)
 
     def _where(self) -> str:
         return self._recorder.where()
