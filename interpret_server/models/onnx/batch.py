@@ -1,7 +1,11 @@
 """Makes a batch size that a file fixes free, where shapes prove which axis is the batch."""
 
+import itertools
+import math
+import operator
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, fx
 
 from .builder import Builder, size
@@ -21,22 +25,26 @@ def _batch_axis(builder: Builder, x: Value) -> int | None:
 
 def free_reshape(builder: Builder, x: Value, sizes: list[Number], zeros: bool) -> list[Number]:
     """The sizes of a Reshape, with the one that holds the fixed batch made to follow the input."""
-    axis = _batch_axis(builder, x)
-    both = builder.examples(x)
-    if axis is None or both is None or any(isinstance(item, fx.Node) for item in sizes):
+    axis, both, batch = _batch_axis(builder, x), builder.examples(x), builder.fixed_batch
+    if axis is None or both is None or batch is None or not isinstance(x, fx.Node):
         return sizes
-    if zeros and axis < len(sizes) and sizes[axis] == 0:
+    if any(isinstance(item, fx.Node) for item in sizes) or (
+        zeros and sizes[axis : axis + 1] == [0]
+    ):
         return sizes
+    shape = both[0].shape
     known = [int(item) for item in sizes if not isinstance(item, fx.Node)]
     if zeros:
-        known = [both[0].shape[i] if length == 0 else length for i, length in enumerate(known)]
-    place = _place(known, both[0].shape[:axis].numel(), builder.fixed_batch or 1)
+        known = [shape[i] if length == 0 else length for i, length in enumerate(known)]
+    rest = math.prod(length for length in known if length != -1)
+    full = [shape.numel() * batch // rest if length == -1 else length for length in known]
+    place = _place(full, shape, axis, batch)
     if place is None or known[place] == -1:
         return sizes
     freed: list[Number] = list(known)
     if -1 not in known:
         freed[place] = -1
-    elif known[place] == builder.fixed_batch and isinstance(x, fx.Node):
+    elif known[place] == batch and shape[axis] == 1:
         freed[place] = builder.number(size, x, axis)
     else:
         return sizes
@@ -44,16 +52,30 @@ def free_reshape(builder: Builder, x: Value, sizes: list[Number], zeros: bool) -
     return freed
 
 
-def _place(sizes: Sequence[int], before: int, batch: int) -> int | None:
-    """Which size of a shape holds the batch, where `before` elements stand before its axis."""
-    done = 1
-    for place, length in enumerate(sizes):
-        if length == -1:
-            return place
-        if done <= before < done * length or (done == before and length == batch):
-            return place
-        done *= length
-    return None
+def _place(sizes: Sequence[int], shape: torch.Size, axis: int, batch: int) -> int | None:
+    """Which size of a Reshape holds the batch, which lies within `axis` of `shape`.
+
+    Of the sizes that share elements with that axis, or touch it, the one that is the batch alone;
+    else the one to the left where axes are merged, and to the right where one is split.
+    """
+    first = shape[:axis].numel()
+    last = first * shape[axis] * batch
+    ends = list(itertools.accumulate(sizes, operator.mul))
+    starts = [1, *ends[:-1]]
+    places = [
+        place
+        for place, (start, end) in enumerate(zip(starts, ends, strict=True))
+        if start <= last and end >= first
+    ]
+    inside = [place for place in places if starts[place] < last and ends[place] > first]
+    alone = [place for place in places if sizes[place] == batch]
+    if not places:
+        return None
+    if alone:
+        return alone[0]
+    if inside:
+        return inside[0]
+    return places[0] if len(sizes) < len(shape) else places[-1]
 
 
 def free_expand(builder: Builder, x: Value, sizes: list[Number]) -> list[Number]:
