@@ -88,6 +88,7 @@ def _worker(settings: Settings) -> "Worker":
     from .engine.local import LocalWorker
     from .registry import PluginLoadError, Registry
 
+    _check_device(settings.device)
     try:
         registry = Registry.installed()
         for folder in settings.plugin_dirs:
@@ -100,6 +101,15 @@ def _worker(settings: Settings) -> "Worker":
         max_queue=settings.max_queue,
         max_batch=settings.max_batch,
     )
+
+
+def _check_device(device: str) -> None:
+    if device.startswith("cuda"):
+        import torch
+
+        count = torch.cuda.device_count()
+        if (torch.device(device).index or 0) >= count:
+            raise click.ClickException(f"device: there is no {device}; CUDA devices: {count}")
 
 
 async def _serve(settings: Settings, worker: "Worker", announce: Callable[[str], None]) -> None:
