@@ -12,10 +12,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from captum.attr import Deconvolution, GuidedBackprop
+from torch import Tensor, nn
+
 from interpret_server.models.lowered import Lowered
 from interpret_server.models.relu_rules import ReluRule, relu_rule
 from interpret_server.models.torchscript import ArchiveBody, lower, open_archive
-from torch import Tensor, nn
 
 FORMS = ("script", "trace", "freeze_script", "freeze_trace")
 CLASSES = 7
@@ -125,7 +126,7 @@ class Residual(nn.Module):
 
 
 class Excite(nn.Module):
-    def __init__(self, relu: Callable[[], nn.Module] = partial(nn.ReLU, inplace=True)) -> None:
+    def __init__(self, relu: Callable[[], nn.Module]) -> None:
         super().__init__()
         self.stem = nn.Conv2d(3, 8, 3, 2, 1)
         self.depthwise = nn.Conv2d(8, 8, 3, 1, 1, groups=8)
@@ -262,7 +263,7 @@ CASES = {
     "reused": Case(ReusedCnn, twin=Cnn),
     "relu6": Case(partial(Cnn, nn.ReLU6), scale=30, twin=partial(Cnn, Relu6Twin)),
     "residual": Case(Residual, twin=partial(Residual, TwinBlock, False), batch_norm=True),
-    "excite": Case(Excite, twin=partial(Excite, nn.ReLU)),
+    "excite": Case(partial(Excite, partial(nn.ReLU, inplace=True)), twin=partial(Excite, nn.ReLU)),
     "inception": Case(Inception),
     "dense": Case(Dense, batch_norm=True),
     "conv1d": Case(Conv1d, shape=(2, 24), batch_norm=True),

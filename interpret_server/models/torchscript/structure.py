@@ -11,7 +11,6 @@ from .recorder import Recorder
 from .scalars import SCALARS
 from .values import (
     DTYPE_CODES,
-    DTYPES,
     Instance,
     Item,
     Origin,
@@ -328,6 +327,8 @@ _HANDLERS: dict[str, Handler] = {
     "aten::items": lambda s, items: [(Value(key), value) for key, value in items[0].items()],
     "aten::get": lambda s, items: s._default(items),
     "aten::to": Structure.to,
+    "aten::cuda": lambda s, items: items[0],
+    "aten::cpu": lambda s, items: items[0],
     "aten::type_as": Structure.to,
     "aten::Int": lambda s, items: s._number(int, items),
     "aten::IntImplicit": lambda s, items: s._number(int, items),

@@ -13,7 +13,7 @@ from .structure import Structure
 from .values import Instance, Item, Part, Value, lift
 
 _CALL = "interpret::CallMethod"
-_STEPS = 200_000  # operators executed before a loop is taken to be endless
+_ITERATIONS = 10_000  # of all loops together, before one is taken to be endless
 
 Environment = dict[str, Item]
 
@@ -40,7 +40,7 @@ class Walker:
         self._structure = Structure(self._recorder, self._operators)
         self._attributes: dict[tuple[str, str], Item] = {}
         self._written: set[tuple[str, str]] = set()
-        self._steps = 0
+        self._iterations = 0
         self._nested = False  # whether the module being walked has layers inside
 
     def walk(self) -> Lowered:
@@ -127,9 +127,6 @@ class Walker:
 
     def _block(self, block: Any, environment: Environment) -> list[Item]:
         for node in block.nodes():
-            self._steps += 1
-            if self._steps > _STEPS:
-                raise Unlowerable("prim::Loop does not come to an end")
             results = self._node(node, environment)
             names = [output.debugName() for output in node.outputs()]
             environment.update(zip(names, results, strict=len(names) > 0))
@@ -218,6 +215,9 @@ class Walker:
             environment.update(zip(names, [Value(step), *carried], strict=True))
             condition, *carried = self._block(body, environment)
             step += 1
+            self._iterations += 1
+            if self._iterations > _ITERATIONS:
+                raise Unlowerable(f"prim::Loop does not come to an end{self._where()}")
         return carried
 
 

@@ -17,7 +17,8 @@ def _set(module: nn.Module, **weights: Tensor | None) -> nn.Module:
     return module
 
 
-@WEIGHTED_LAYERS.register("conv1d", "conv2d", "conv3d", "_convolution", "convolution")
+@WEIGHTED_LAYERS.register("conv1d", "conv2d", "conv3d")
+@WEIGHTED_LAYERS.register("_convolution", "_convolution_mode", "convolution")
 @WEIGHTED_LAYERS.register("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 def _convolution(call: Call) -> Layer:
     weight, bias = call.required("weight"), call.weight("bias")
