@@ -25,7 +25,6 @@ from interpret_server.plugin import (
     Params,
     Plugin,
     Rows,
-    TargetKind,
     logits_before,
     metric,
     output,
@@ -307,10 +306,8 @@ class ClassesOnly(Good):
         return super().step(model, batch, step)
 
 
-class CrashesOnOtherTargets(Good):
+class CrashesOnDirections(Good):
     """Bad."""
-
-    target_kinds = frozenset({TargetKind.CLASS})
 
     def step(self, model: Classifier, batch: Batch, step: int) -> Tensor:
         batch.targets.index[:, 0] + 1
@@ -374,7 +371,7 @@ MUTANTS: list[tuple[type[Good], str]] = [
     (UndeclaredBounds, "the plugin does not require bounds"),
     (UndeclaredRectifiers, "the plugin does not require rectifiers"),
     (ClassesOnly, "refuses the neuron targets that it declares"),
-    (CrashesOnOtherTargets, "does not refuse, but fails on, a layer target"),
+    (CrashesOnDirections, "fails on a direction target: IndexError"),
     (BadMask, "warns with a mask that is not (N,) bool"),
     (BadPreview, "previews image without one row per input row"),
     (NeedsInputs, "fails without inputs: RuntimeError: no inputs"),
@@ -464,6 +461,22 @@ def test_auxiliary_tensors_are_made_up_or_asked_for() -> None:
     with pytest.raises(ConformanceError, match="tensor code has a shape of its own"):
         conformance(Masked)
     conformance(Masked, tensors=lambda model, rows: {"code": torch.ones(rows, 1).to(model.dtype)})
+
+
+class InputsOrBaseline(Good):
+    """Needs one of two, and says so."""
+
+    inputs = Inputs.OPTIONAL
+    tensors = {"baseline": AuxTensor("Where to start.")}  # noqa: RUF012
+
+    def step(self, model: Classifier, batch: Batch, step: int) -> Tensor:
+        if not batch.has_inputs and "baseline" not in batch.tensors:
+            raise InvalidRequest.field("inputs", "give inputs or the tensor baseline")
+        return super().step(model, batch, step)
+
+
+def test_a_plugin_may_want_an_auxiliary_tensor_in_place_of_inputs() -> None:
+    conformance(InputsOrBaseline)
 
 
 class ImagesOnly(Good):

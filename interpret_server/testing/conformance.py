@@ -163,8 +163,13 @@ class _Examination:
             for boundary in sorted({0, witness.boundaries // 2, witness.boundaries - 1}):
                 self._check_cancellation(model, batch, boundary)
         if self.plugin.inputs is Inputs.OPTIONAL:
-            neutral = replace(batch, inputs=model.neutral(len(batch)), has_inputs=False)
-            self._run(model, neutral, Job(), "without inputs")
+            self._check_without_inputs(model, batch)
+
+    def _check_without_inputs(self, model: Classifier, batch: Batch) -> None:
+        batch = replace(batch, inputs=model.neutral(len(batch)), has_inputs=False)
+        if self.plugin.tensors and not self._takes(model, batch):
+            return  # it may want one of its auxiliary tensors in their place
+        self._run(model, batch, Job(), "without inputs")
 
     def _usual_batch(self, model: Classifier) -> Batch:
         kinds = self.plugin.target_kinds or {TargetKind.NONE}
@@ -214,21 +219,21 @@ class _Examination:
             self._breach(model, "goes on when job.track raises Cancelled; let it pass through")
 
     def _check_targets(self, model: Classifier) -> None:
-        for kind in TargetKind:
-            declared = kind in (self.plugin.target_kinds or {TargetKind.NONE})
+        for kind in sorted(self.plugin.target_kinds):
             refusals = []
-            for batch in self._batches(kind, model):
+            batches = self._batches(kind, model)
+            for batch in batches:
                 try:
                     with self._watching(model, batch):
                         result = self.plugin.run(model, batch, self.params, Job())
-                    if declared:
-                        self._checked(model, result, len(batch), f"with a {kind} target")
+                    self._checked(model, result, len(batch), f"with a {kind} target")
                 except InterpretError as error:
                     refusals.append(error)
+                except _Failure:
+                    continue
                 except Exception as error:
-                    verb = "fails on" if declared else "does not refuse, but fails on,"
-                    self._breach(model, f"{verb} a {kind} target: {_told(error)}", error)
-            if declared and len(refusals) == len(self._batches(kind, model)):
+                    self._breach(model, f"fails on a {kind} target: {_told(error)}", error)
+            if len(refusals) == len(batches):
                 self._breach(model, f"refuses the {kind} targets that it declares: {refusals[0]}")
 
     def _check_requirements(self, model: Classifier) -> None:
