@@ -1,227 +1,12 @@
-"""What archives are written in: control flow, containers, in-place operations, constants."""
-
-from pathlib import Path
-from typing import Any
+"""What archives are written in: containers, shapes, in-place operations, constants, dtypes."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchscript_zoo import IMAGES, X, agrees, batches, kinds, same, script, trace
 
-from interpret_server.models.lowered import Lowered, Unlowerable
-from interpret_server.models.relu_rules import ReluRule, relu_rule
-from interpret_server.models.torchscript import ArchiveBody, lower, open_archive
-
-X = torch.linspace(-2, 2, 2 * 6 * 8, dtype=torch.float64).sin().reshape(2, 6, 8)
-IMAGES = torch.linspace(-9, 9, 2 * 3 * 8 * 8, dtype=torch.float64).sin().reshape(2, 3, 8, 8)
-
-
-def script(module: nn.Module, path: Path) -> torch.jit.ScriptModule:
-    torch.jit.save(torch.jit.script(module.eval()), path)
-    return open_archive(path)
-
-
-def trace(module: nn.Module, path: Path, *examples: Tensor) -> torch.jit.ScriptModule:
-    torch.jit.save(torch.jit.trace(module, examples, check_trace=False), path)
-    return open_archive(path)
-
-
-def batches(x: Tensor) -> list[Tensor]:
-    return [x[:1], x, torch.cat([x, x.flip(0), x[:1]])]
-
-
-def flat(output: Any) -> list[Tensor]:
-    if isinstance(output, Tensor):
-        return [output]
-    values = output.values() if isinstance(output, dict) else output
-    return [tensor for value in values for tensor in flat(value)]
-
-
-def same(found: Any, expected: Any) -> None:
-    for ours, theirs in zip(flat(found), flat(expected), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
-
-
-def agrees(archive: torch.jit.ScriptModule, x: Tensor) -> Lowered:
-    """Lowered from two rows, the graph equals the archive on 1, 2 and 5."""
-    result = lower(archive, [x])
-    for batch in batches(x):
-        kept = batch.clone()
-        same(result.graph(batch), archive(batch.clone()))
-        assert torch.equal(batch, kept), "the caller's tensor was changed"
-    return result
-
-
-def kinds(result: Lowered) -> list[str]:
-    nodes = {node.name: node for node in result.graph.graph.nodes}
-    return [nodes[name].meta["kind"] for name in result.layers.values()]
-
-
-# Control flow
-
-
-class DataDependent(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(8, 8)
-        self.relu = nn.ReLU()
-        self.fc2 = nn.Linear(8, 4)
-
-    def forward(self, x):
-        x = self.relu(self.fc1(x.sum(1)))
-        if bool(x.sum() > 1e6):
-            x = -x
-        return self.fc2(x)
-
-
-class DataDependentLoop(nn.Module):
-    def forward(self, x):
-        while bool(x.sum() > 0):
-            x = x - 1
-        return x
-
-
-class DataDependentLength(nn.Module):
-    def forward(self, x: Tensor):
-        kept = x[x > 0]
-        parts = torch.unbind(kept)
-        return parts[0]
-
-
-class BatchDependent(nn.Module):
-    def forward(self, x):
-        if x.size(0) == 1:
-            return 2 * x
-        return x
-
-
-class RowByRow(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        rows: list[Tensor] = []
-        for index in range(x.size(0)):
-            rows += [x[index].sum(0)]
-        return torch.stack(rows)
-
-
-class Endless(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        count = 0
-        while True:
-            count += 1
-        return x
-
-
-class Raises(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        if x.dim() == 3:
-            raise ValueError("four axes")
-        return x
-
-
-class WithoutGradient(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        with torch.no_grad():
-            y = 2 * x
-        return x + y
-
-
-class Forked(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.jit.wait(torch.jit.fork(torch.relu, x))
-
-
-class Counts(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls = 0
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.calls += 1
-        return x * self.calls
-
-
-class Accumulates(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("total", torch.zeros(8, dtype=torch.float64))
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.total.add_(1.0)
-        return x * self.total
-
-
-class WritesToPart(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        x = x * 1.0
-        x[:, 0] = 0.0
-        return x
-
-
-class WritesThroughView(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        y = x * 1.0
-        y.view(x.size(0), -1).relu_()
-        return y
-
-
-class Quantized(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.quantize_per_tensor(x.float(), 0.1, 0, torch.qint8).dequantize()
-
-
-class TakesList(nn.Module):
-    def forward(self, xs: list[Tensor]) -> Tensor:
-        return xs[0]
-
-
-@pytest.mark.parametrize(
-    ("module", "reason"),
-    [
-        (DataDependent, "prim::If depends on tensor data"),
-        (DataDependentLoop, "prim::Loop depends on tensor data"),
-        (DataDependentLength, "unbind gives a list whose length depends on tensor data"),
-        (BatchDependent, "prim::If depends on the batch size"),
-        (RowByRow, "prim::Loop depends on the batch size"),
-        (Endless, "prim::Loop does not come to an end"),
-        (Raises, "the model raises an error on the example"),
-        (WithoutGradient, "prim::Enter is not supported"),
-        (Forked, "prim::fork is not supported"),
-        (Counts, "it changes its own calls"),
-        (Accumulates, "aten::add_ changes the model's own total"),
-        (WritesToPart, r"aten::\w+ writes to memory that another tensor shares"),
-        (WritesThroughView, "aten::relu_ writes to memory that another tensor shares"),
-        (Quantized, "quantized tensors are not supported"),
-        (TakesList, "the input xs is a List"),
-    ],
-)
-def test_what_has_no_exact_graph_is_refused_by_name(module, reason, tmp_path):
-    archive = script(module().double(), tmp_path / "model.pt")
-    with pytest.raises(Unlowerable, match=reason):
-        lower(archive, [X])
-
-
-def test_the_message_says_in_which_module(tmp_path):
-    module = nn.Sequential(nn.Identity(), nn.Sequential(DataDependentLoop()))
-    with pytest.raises(Unlowerable, match=r"in 1\.0$"):
-        lower(script(module, tmp_path / "model.pt"), [X])
-
-
-def test_a_refused_archive_is_explained_exactly_by_running_it(tmp_path):
-    module = DataDependent().double()
-    body = ArchiveBody(script(module, tmp_path / "model.pt"))
-    for rule in ReluRule:
-        for call in range(10):
-            gradients = []
-            for forward in (module, body):
-                leaf = X.clone().requires_grad_()
-                total = forward(leaf)[:, 1].sum()
-                with relu_rule(rule):
-                    gradients.append(torch.autograd.grad(total, leaf)[0])
-            torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-12, atol=1e-14)
-            if call == 3:
-                with torch.no_grad():
-                    same(body.archive(X), module(X))
-
+from interpret_server.models.torchscript import lower
 
 # Containers, classes, arithmetic on shapes
 
@@ -396,6 +181,30 @@ class Casts(nn.Module):
 def test_casts_that_change_nothing_vanish(tmp_path):
     result = agrees(script(Casts(), tmp_path / "model.pt"), X)
     assert kinds(result).count("cast") == 4
+
+
+class Copies(nn.Module):
+    def forward(self, x: Tensor):
+        y = x.to(x.dtype, copy=True)
+        y.relu_()
+        z = x.to(device=torch.device("cpu"))
+        z.add_(1.0)
+        return x - y
+
+
+def test_a_copy_is_none_and_a_move_is_an_alias(tmp_path):
+    agrees(script(Copies(), tmp_path / "model.pt"), X)
+
+
+class ComputedScale(nn.Module):
+    def forward(self, x: Tensor):
+        x = x / x.abs().max().item()
+        return F.avg_pool1d(x, x.size(2))
+
+
+def test_a_number_computed_from_data_leaves_shapes_known(tmp_path):
+    result = agrees(script(ComputedScale(), tmp_path / "model.pt"), X)
+    assert kinds(result)[-1] == "avg_pool1d"
 
 
 class Noisy(nn.Module):

@@ -100,6 +100,11 @@ def _clamp(call: Call) -> Layer:
     limits = [call.static(name) if name in call.items else None for name in ("min", "max")]
     if not source.value.is_floating_point() or any(isinstance(x, Tensor) for x in limits):
         raise NotCanonical
+    if limits[0] == 0:
+        call.recorder.note(
+            "clamp cuts off negative values like a rectifier, but guided backpropagation and "
+            "deconvnet leave its gradient as it is"
+        )
     return Layer(Clamp(*limits), source, "clamp")
 
 

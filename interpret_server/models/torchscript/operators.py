@@ -75,6 +75,8 @@ class Operators:
             raise Unlowerable(f"the operator {schema.name} is not supported{self._where()}")
         if name in ("tensor", "as_tensor"):
             return self._tensor(schema, items)
+        if name in ("to", "type_as"):
+            return self._to(schema, items)
         written = [
             argument.name
             for argument in schema.arguments
@@ -137,6 +139,24 @@ class Operators:
             name=self.recorder.named(public),
         )
 
+    def _to(self, schema: Any, items: Sequence[Item]) -> Item:
+        """A change of dtype, if anything: the device is the server's choice."""
+        given = {
+            argument.name: item for argument, item in zip(schema.arguments, items, strict=True)
+        }
+        value, dtype = given["self"], concrete(given.get("dtype", Value(None)))
+        if "other" in given:
+            target = given["other"].value.dtype
+        elif isinstance(dtype, int):
+            target = self.dtype(dtype)
+        else:
+            target = value.value.dtype
+        cast = self.cast(value, target)
+        if cast is value and "copy" in given and given["copy"].value:
+            clone = torch.ops.aten.clone.default._schema
+            return self._pure("clone", clone, [value, Value(None)])
+        return cast
+
     def _tensor(self, schema: Any, items: Sequence[Item]) -> Item:
         """`torch.tensor(data)`: of numbers, so it carries no gradient."""
         data, dtype = items[0], None
@@ -159,8 +179,11 @@ class Operators:
 
     def _origin(self, function: Any, items: Sequence[Item]) -> Origin:
         origin = origin_of(list(items))
-        if any(not leaf.is_tensor and leaf.origin >= Origin.DATA for leaf in leaves(list(items))):
-            return Origin.RAGGED
+        computed = any(
+            not leaf.is_tensor and leaf.origin >= Origin.DATA for leaf in leaves(list(items))
+        )
+        if computed and torch.Tag.pointwise not in function.tags:
+            return Origin.RAGGED  # the number may be an extent
         if _RANDOM in function.tags:
             origin = max(origin, Origin.DATA)
         if origin >= Origin.DATA and _RAGGED in function.tags and not _gathers(function, items):

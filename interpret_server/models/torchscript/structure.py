@@ -6,7 +6,6 @@ from typing import Any
 import torch
 
 from ..lowered import Unlowerable
-from .operators import Operators
 from .recorder import Recorder
 from .scalars import SCALARS
 from .values import (
@@ -29,11 +28,10 @@ class Structure:
 
     Args:
         recorder: where nodes go.
-        operators: for casts.
     """
 
-    def __init__(self, recorder: Recorder, operators: Operators) -> None:
-        self.recorder, self.operators = recorder, operators
+    def __init__(self, recorder: Recorder) -> None:
+        self.recorder = recorder
         self.own: set[int] = set()  # lists and dictionaries that belong to the archive
 
     def run(self, kind: str, items: Sequence[Item]) -> Item:
@@ -212,41 +210,6 @@ class Structure:
             return NotImplemented
         return Value(function(item.value))
 
-    def to(self, items: Sequence[Item]) -> Item:
-        """`aten::to` in all its forms: a change of dtype, if anything; devices are the server's."""
-        value, *rest = items
-        if not isinstance(value, Value) or not value.is_tensor:
-            return NotImplemented
-        dtype, copies = value.value.dtype, []
-        for item in rest:
-            if not isinstance(item, Value):
-                continue
-            if item.is_tensor:
-                dtype = item.value.dtype
-            elif isinstance(item.value, bool):
-                copies.append(item.value)
-            elif isinstance(item.value, int):
-                # A dtype comes before the flags, a memory format or layout is something else.
-                if not copies and item is rest[_dtype_position(rest)]:
-                    dtype = self.operators.dtype(item.value)
-            elif isinstance(item.value, torch.dtype):
-                dtype = item.value
-        if value.number is not None and dtype is value.value.dtype:
-            return value
-        cast = self.operators.cast(value, dtype)
-        if cast is value and any(copies[1:2]):
-            return NotImplemented
-        return cast
-
-
-def _dtype_position(rest: Sequence[Item]) -> int:
-    """Where `aten::to` has its dtype: first, or after a device."""
-    first = rest[0]
-    is_device = isinstance(first, Value) and (
-        first.value is None or isinstance(first.value, (torch.device, str))
-    )
-    return 1 if is_device and len(rest) > 1 else 0
-
 
 def _unboxed(item: Item) -> Item:
     if not isinstance(item, Value) or not item.is_tensor:
@@ -326,10 +289,8 @@ _HANDLERS: dict[str, Handler] = {
     "aten::values": lambda s, items: list(items[0].values()),
     "aten::items": lambda s, items: [(Value(key), value) for key, value in items[0].items()],
     "aten::get": lambda s, items: s._default(items),
-    "aten::to": Structure.to,
     "aten::cuda": lambda s, items: items[0],
     "aten::cpu": lambda s, items: items[0],
-    "aten::type_as": Structure.to,
     "aten::Int": lambda s, items: s._number(int, items),
     "aten::IntImplicit": lambda s, items: s._number(int, items),
     "aten::Float": lambda s, items: s._number(float, items),

@@ -37,7 +37,7 @@ class Walker:
         names = [argument.name for argument in self._arguments]
         self._recorder = Recorder(names[: len(examples)], examples)
         self._operators = Operators(self._recorder)
-        self._structure = Structure(self._recorder, self._operators)
+        self._structure = Structure(self._recorder)
         self._attributes: dict[tuple[str, str], Item] = {}
         self._written: set[tuple[str, str]] = set()
         self._iterations = 0

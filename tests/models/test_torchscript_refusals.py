@@ -1,0 +1,173 @@
+"""Archives that have no exact graph: refused by name, and explained by running them."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchscript_zoo import X, same, script
+
+from interpret_server.models.lowered import Unlowerable
+from interpret_server.models.relu_rules import ReluRule, relu_rule
+from interpret_server.models.torchscript import ArchiveBody, lower
+
+
+class DataDependent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(8, 8)
+        self.relu = nn.ReLU()
+        self.fc2 = nn.Linear(8, 4)
+
+    def forward(self, x):
+        x = self.relu(self.fc1(x.sum(1)))
+        if bool(x.sum() > 1e6):
+            x = -x
+        return self.fc2(x)
+
+
+class DataDependentLoop(nn.Module):
+    def forward(self, x):
+        while bool(x.sum() > 0):
+            x = x - 1
+        return x
+
+
+class DataDependentLength(nn.Module):
+    def forward(self, x: Tensor):
+        kept = x[x > 0]
+        parts = torch.unbind(kept)
+        return parts[0]
+
+
+class BatchDependent(nn.Module):
+    def forward(self, x):
+        if x.size(0) == 1:
+            return 2 * x
+        return x
+
+
+class RowByRow(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        rows: list[Tensor] = []
+        for index in range(x.size(0)):
+            rows += [x[index].sum(0)]
+        return torch.stack(rows)
+
+
+class Endless(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        count = 0
+        while True:
+            count += 1
+        return x
+
+
+class Raises(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dim() == 3:
+            raise ValueError("four axes")
+        return x
+
+
+class WithoutGradient(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            y = 2 * x
+        return x + y
+
+
+class Forked(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.jit.wait(torch.jit.fork(torch.relu, x))
+
+
+class Counts(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return x * self.calls
+
+
+class Accumulates(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("total", torch.zeros(8, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.total.add_(1.0)
+        return x * self.total
+
+
+class WritesToPart(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        x = x * 1.0
+        x[:, 0] = 0.0
+        return x
+
+
+class WritesThroughView(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        y = x * 1.0
+        y.view(x.size(0), -1).relu_()
+        return y
+
+
+class Quantized(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.quantize_per_tensor(x.float(), 0.1, 0, torch.qint8).dequantize()
+
+
+class TakesList(nn.Module):
+    def forward(self, xs: list[Tensor]) -> Tensor:
+        return xs[0]
+
+
+@pytest.mark.parametrize(
+    ("module", "reason"),
+    [
+        (DataDependent, "prim::If depends on tensor data"),
+        (DataDependentLoop, "prim::Loop depends on tensor data"),
+        (DataDependentLength, "unbind gives a list whose length depends on tensor data"),
+        (BatchDependent, "prim::If depends on the batch size"),
+        (RowByRow, "prim::Loop depends on the batch size"),
+        (Endless, "prim::Loop does not come to an end"),
+        (Raises, "the model raises an error on the example"),
+        (WithoutGradient, "prim::Enter is not supported"),
+        (Forked, "prim::fork is not supported"),
+        (Counts, "it changes its own calls"),
+        (Accumulates, "aten::add_ changes the model's own total"),
+        (WritesToPart, r"aten::\w+ writes to memory that another tensor shares"),
+        (WritesThroughView, "aten::relu_ writes to memory that another tensor shares"),
+        (Quantized, "quantized tensors are not supported"),
+        (TakesList, "the input xs is a List"),
+    ],
+)
+def test_what_has_no_exact_graph_is_refused_by_name(module, reason, tmp_path):
+    archive = script(module().double(), tmp_path / "model.pt")
+    with pytest.raises(Unlowerable, match=reason):
+        lower(archive, [X])
+
+
+def test_the_message_says_in_which_module(tmp_path):
+    module = nn.Sequential(nn.Identity(), nn.Sequential(DataDependentLoop()))
+    with pytest.raises(Unlowerable, match=r"in 1\.0$"):
+        lower(script(module, tmp_path / "model.pt"), [X])
+
+
+def test_a_refused_archive_is_explained_exactly_by_running_it(tmp_path):
+    module = DataDependent().double()
+    body = ArchiveBody(script(module, tmp_path / "model.pt"))
+    for rule in ReluRule:
+        for call in range(10):
+            gradients = []
+            for forward in (module, body):
+                leaf = X.clone().requires_grad_()
+                total = forward(leaf)[:, 1].sum()
+                with relu_rule(rule):
+                    gradients.append(torch.autograd.grad(total, leaf)[0])
+            torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-12, atol=1e-14)
+            if call == 3:
+                with torch.no_grad():
+                    same(body.archive(X), module(X))
