@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from captum.attr import Deconvolution, GuidedBackprop
+from captum.attr import Deconvolution, DeepLift, GuidedBackprop, LayerGradCam
 from torch import Tensor, nn
 from torchscript_zoo import CASES, CLASSES
 
@@ -156,6 +156,21 @@ def test_rectifier_rules_equal_captum_on_every_call(load, name, form, dtype):
             assert error(captum(method, graph, x), expected) <= tolerance
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("form", FORMS)
+def test_captums_other_hooks_see_the_same_network(load, form):
+    graph = lowered(load("functional", form, torch.float64), "functional", torch.float64)
+    module, x = twin("functional", torch.float64), inputs("functional", torch.float64, 3)
+    target = classes(x)[:, 0]
+    found, expected = (DeepLift(net).attribute(x, target=target) for net in (graph.graph, module))
+    assert error(found.detach(), expected.detach()) <= 1e-6
+    nodes = [n for n in graph.graph.graph.nodes if n.meta.get("kind") == "conv2d"]
+    conv2 = graph.graph.get_submodule(str(nodes[1].target))
+    found = LayerGradCam(graph.graph, conv2).attribute(x, target=target)
+    expected = LayerGradCam(module, module.conv2).attribute(x, target=target)
+    assert error(found.detach(), expected.detach()) <= 1e-6
+
+
 @ALL
 @EVERY_FORM
 def test_every_tensor_has_a_kind_and_every_layer_a_node(load, name, form):
@@ -236,3 +251,33 @@ def test_operators_outside_modules_and_repeated_calls_are_numbered(load):
 def test_frozen_archives_are_named_after_operators(load):
     layers = lowered(load("module", "freeze_script", torch.float32), "module", torch.float32)
     assert list(layers.layers)[:3] == ["conv2d", "relu", "max_pool2d"]
+
+
+class Autoencoder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.graph = nn.Linear(5, 4)
+        self.code = nn.Sequential(nn.Linear(4, 3), nn.ReLU())
+        self.meta = nn.ReLU()
+
+    def forward(self, x):
+        return self.meta(self.code(self.graph(x)))
+
+
+def test_a_module_may_have_a_name_that_graphs_use_themselves(tmp_path):
+    module, x = Autoencoder(), torch.randn(2, 5)
+    torch.jit.save(torch.jit.script(module), tmp_path / "model.pt")
+    result = lower(open_archive(tmp_path / "model.pt"), [x])
+    assert list(result.layers) == ["graph", "code.0", "code.1", "code", "meta"]
+    assert torch.equal(result.graph(x), module(x))
+
+
+def test_an_inlined_archive_is_named_after_its_weights(tmp_path):
+    module = eager("module", torch.float32)
+    archive = torch.jit.script(module)
+    inlined = torch._C._freeze_module(archive._c, [], True, True)  # keeps the parameters
+    torch.jit.save(
+        torch.jit.RecursiveScriptModule._construct(inlined, lambda _: None), tmp_path / "m.pt"
+    )
+    layers = lower(open_archive(tmp_path / "m.pt"), [inputs("module", torch.float32, 2)]).layers
+    assert list(layers)[:4] == ["conv1", "relu", "max_pool2d", "conv2"]

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..lowered import Lowered, Unlowerable
-from .values import Item, Origin, Value, leaves
+from .values import Item, Origin, Value
 
 _GUARD_ROWS = (1, 2, 3)  # batch sizes at which decisions taken on shapes must come out the same
+
+_RESERVED = frozenset(dir(fx.GraphModule({}, fx.Graph())))
 
 
 class _Entry:
@@ -254,12 +256,11 @@ class Recorder:
         attributes: dict[str, Any] = {}
         names = {node: name for name, node in reversed(layers.items())}
         for node in self.graph.nodes:
-            if node.op == "call_module":
-                attributes[names[node]] = self._attributes[str(node.target)].eval()  # type: ignore[union-attr]
-                node.target = names[node]
-        for node in self.graph.nodes:
-            if node.op == "get_attr":
-                attributes[str(node.target)] = self._attributes[str(node.target)]
+            if node.op in ("call_module", "get_attr"):
+                attribute = self._attributes[str(node.target)]
+                if node.op == "call_module":
+                    node.target = _target(names[node])
+                attributes[str(node.target)] = attribute
         self.graph.lint()
         module = fx.GraphModule(attributes, self.graph, "Network").eval()
         return Lowered(
@@ -312,12 +313,13 @@ class Recorder:
                     raise Unlowerable(f"{what} depends on the batch size")
 
 
+def _target(name: str) -> str:
+    """The attribute that holds a layer's module: its name, where `GraphModule` leaves it free."""
+    first, dot, rest = name.partition(".")
+    return f"{first}_{dot}{rest}" if first in _RESERVED else name
+
+
 def _remove_dead(graph: fx.Graph) -> None:
     for node in reversed(graph.nodes):
         if node.op not in ("placeholder", "output") and not node.users:
             graph.erase_node(node)
-
-
-def tensors(items: Sequence[Item]) -> list[Value]:
-    """Every tensor among the items, those in containers included."""
-    return [leaf for leaf in leaves(list(items)) if leaf.is_tensor]
