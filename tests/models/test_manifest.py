@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+
 from interpret_server.errors import InvalidRequest
 from interpret_server.models.manifest import (
     Format,

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from interpret_server.errors import InvalidRequest, NotFound
 from interpret_server.models.repository import resolve, scan
 

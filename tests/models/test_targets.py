@@ -4,6 +4,7 @@ from itertools import product
 
 import pytest
 import torch
+
 from interpret_server.errors import InvalidRequest
 from interpret_server.models.targets import TargetKind, Targets
 
