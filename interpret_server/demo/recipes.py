@@ -11,8 +11,6 @@ from interpret_client import ModelInfo, PluginInfo, Result
 
 from .digits import Digits
 
-_CODE_LAYERS = ("features.2", "features.0")  # after the first convolutions, by preference
-
 
 @dataclass(frozen=True)
 class Recipe:
@@ -67,21 +65,18 @@ def recipe(plugin: PluginInfo, model: ModelInfo) -> Recipe:
     }
     params = known.get(plugin.name, {})
     shown = ", ".join(f"{key} {value}" for key, value in params.items()) or "default parameters"
+    targeted = "class" in plugin.target_kinds
     return Recipe(
         kind=plugin.kind,
         text=f"{plugin.summary} ({shown})",
         params=params,
-        inputs=plugin.inputs == "required",
-        targeted=bool(plugin.target_kinds),
+        inputs=plugin.inputs == "required" or not targeted,
+        targeted=targeted,
         judged=plugin.name == "class_visualization",
     )
 
 
 def _code_layer(model: ModelInfo) -> str:
-    """A convolution's output in the middle of the network, whatever the file calls it."""
-    names = [layer.name for layer in model.layers]
-    for name in _CODE_LAYERS:
-        if name in names:
-            return name
+    """The second convolution, whatever the file calls it."""
     convolutions = [layer.name for layer in model.layers if layer.kind.startswith("conv")]
     return convolutions[min(1, len(convolutions) - 1)]

@@ -206,9 +206,11 @@ def explore(
     table = Table("plugin", "torchscript", "onnx", "files differ by", "what came out")
     with _progress(console) as bar:
         for plugin in sorted(client.plugins(), key=lambda p: (p.kind, p.name)):
-            plan = recipe(plugin, client.model(MODELS[0]))
+            plans = {model: recipe(plugin, client.model(model)) for model in MODELS}
+            plan = plans[MODELS[0]]
             outcomes = {
-                model: ask(client, plugin.name, model, plan, digits, bar) for model in MODELS
+                model: ask(client, plugin.name, model, plans[model], digits, bar)
+                for model in MODELS
             }
             judge = None
             if plan.judged:
