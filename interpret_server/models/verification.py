@@ -12,6 +12,7 @@ from ..errors import ModelRejected
 
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 _REDUCED = 2e-2  # files in half precision are served in float32, and differ by their own rounding
+_INF = float("inf")
 _SMALLEST = 1e-30  # logarithms of smaller probabilities are left out: they may be denormal
 
 
@@ -41,9 +42,9 @@ def difference(ours: Tensor, reference: Tensor, *, floor: float = 0.0) -> Differ
     """
     ours, reference = ours.detach().cpu().double(), reference.detach().cpu().double()
     if ours.shape != reference.shape:
-        return Difference(float("inf"), 1.0)
+        return Difference(_INF, 1.0)
     same = (ours == reference) | (ours.isnan() & reference.isnan())
-    gap = torch.where(same, 0.0, (ours - reference).abs()).nan_to_num(nan=float("inf"))
+    gap = torch.where(same, 0.0, (ours - reference).abs()).nan_to_num(nan=_INF, posinf=_INF)
     finite = reference[reference.isfinite()].abs()
     largest = float(finite.max()) if finite.numel() else 0.0
     return Difference(float(gap.max()) if gap.numel() else 0.0, max(largest, floor))
@@ -58,6 +59,8 @@ def agree(
     measured: Difference, dtype: torch.dtype, noise: Callable[[], float] = lambda: 0.0
 ) -> bool:
     """Whether a difference is within the tolerance, or within 4 times the network's own noise."""
+    if measured.relative == _INF:
+        return False
     return measured.relative <= tolerance(dtype) or measured.relative <= 4 * noise()
 
 
