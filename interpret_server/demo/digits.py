@@ -80,7 +80,7 @@ def train(data: Digits, seed: int, progress: Callable[[int], None] = lambda done
         optimizer = torch.optim.AdamW(net.parameters(), lr=2e-3, weight_decay=0.05)
         images, labels = torch.from_numpy(data.images), torch.from_numpy(data.labels)
         for epoch in range(EPOCHS):
-            for rows in torch.randperm(len(labels)).split(64):
+            for rows in torch.split(torch.randperm(len(labels)), 64):
                 shift = tuple(int(v) for v in torch.randint(-1, 2, (2,)))
                 x = torch.roll(images[rows], shift, (2, 3))
                 x = (x + 0.15 * torch.randn_like(x)).clamp(0, 1)
@@ -103,7 +103,7 @@ def save_torchscript(net: nn.Module, path: Path) -> None:
     """Write a scripted archive."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        torch.jit.script(net).save(str(path))
+        torch.jit.save(torch.jit.script(net), str(path))
 
 
 def save_onnx(net: nn.Module, path: Path) -> None:

@@ -11,6 +11,19 @@ from interpret_client import ModelInfo, PluginInfo, Result
 
 from .digits import Digits
 
+# Strong steps along the class against little noise: samples near the modes of p(x|c).
+_LANGEVIN: Mapping[str, Any] = {
+    "equation": "three_term",
+    "steps": 300,
+    "epsilon1": 2e-3,
+    "epsilon2": 5e-2,
+    "epsilon3": 3e-4,
+    "priors": [
+        {"name": "gaussian", "std": 0.35},
+        {"name": "total_variation", "weight": 0.5},
+    ],
+}
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -52,28 +65,35 @@ class Recipe:
             return f"every class with p ≥ {lowest:.3f}"
         if "reconstruction_error" in result.metrics:
             return f"mean error {np.mean(result.metrics['reconstruction_error']):.3f}"
-        return ""
+        right = sum(row.classes[0] == label for label, row in enumerate(result.before))
+        return f"{right} of {len(result.before)} digits labelled right" if result.before else ""
 
 
 def recipe(plugin: PluginInfo, model: ModelInfo) -> Recipe:
     """How to call a plugin; plugins without wording of their own get their defaults."""
-    known: dict[str, dict[str, Any]] = {
+    known: dict[str, Mapping[str, Any]] = {
         "pgd": {"epsilon": 0.15, "steps": 40},
         "fgsm": {"epsilon": 0.15},
         "code_inversion": {"layer": _code_layer(model)},
-        "langevin": {"steps": 300},
+        "langevin": _LANGEVIN,
     }
     params = known.get(plugin.name, {})
-    shown = ", ".join(f"{key} {value}" for key, value in params.items()) or "default parameters"
+    shown = ", ".join(f"{key} {_brief(value)}" for key, value in params.items())
     targeted = "class" in plugin.target_kinds
     return Recipe(
         kind=plugin.kind,
-        text=f"{plugin.summary} ({shown})",
+        text=f"{plugin.summary} ({shown or 'default parameters'})",
         params=params,
         inputs=plugin.inputs == "required" or not targeted,
         targeted=targeted,
-        judged=plugin.name == "class_visualization",
+        judged=plugin.name in ("class_visualization", "langevin"),
     )
+
+
+def _brief(value: Any) -> str:
+    if isinstance(value, list):
+        return " + ".join(str(item["name"]) for item in value)
+    return str(value)
 
 
 def _code_layer(model: ModelInfo) -> str:

@@ -7,11 +7,19 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
 from rich.table import Table
 
 import interpret_client
@@ -108,6 +116,10 @@ def _progress(console: Console) -> Progress:
     )
 
 
+def _advance(bar: Progress, task: TaskID, done: int) -> None:
+    bar.update(task, completed=done)
+
+
 def prepare(folder: Path, console: Console) -> tuple[Digits, dict[str, Path]]:
     """Train two networks on disjoint digits and export them; returns held-out digits and files."""
     first, second, held_out = load_digits()
@@ -115,7 +127,7 @@ def prepare(folder: Path, console: Console) -> tuple[Digits, dict[str, Path]]:
     with _progress(console) as bar:
         for name, data, seed in (("digits", first, 0), ("judge", second, 1)):
             task = bar.add_task(f"{'train':>20}  {name}", total=EPOCHS)
-            nets[name] = train(data, seed, lambda done, task=task: bar.update(task, completed=done))
+            nets[name] = train(data, seed, partial(_advance, bar, task))
     files = {
         MODELS[0]: folder / "digits.pt",
         MODELS[1]: folder / "digits.onnx",
@@ -197,9 +209,9 @@ def explore(
             f"sha256 {model.sha256[:12]}…",
         )
     logits = [client.predict(name, digits.images).logits for name in MODELS]
+    gap = float(np.abs(logits[0] - logits[1]).max())
     gallery.fact(
-        "the two files",
-        f"logits differ by at most {float(np.abs(logits[0] - logits[1]).max()):.1e}",
+        "the two files", f"logits differ by at most {gap:.1e}" if gap else "logits are identical"
     )
     gallery.add(Section.originals(digits.images, [f"digit {label}" for label in digits.labels]))
 
@@ -222,7 +234,7 @@ def explore(
             if judge is not None:
                 right = sum(label == row for row, label in enumerate(judge))
                 summary += f"; judge right on {right} of {len(judge)}"
-            shown = "" if difference is None else f"{difference:.1e}"
+            shown = "" if difference is None else f"{difference:.1e}" if difference else "nothing"
             gallery.row(plugin.name, shown, summary)
             seconds = [f"{outcomes[model].seconds:.2f} s" for model in MODELS]
             table.add_row(plugin.name, *seconds, shown, summary)
