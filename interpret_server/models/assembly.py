@@ -117,6 +117,7 @@ def from_module(
     reason: str,
     output_names: Sequence[str] = (),
     dtype: torch.dtype = torch.float32,
+    may_mix_rows: bool = False,
 ) -> Body:
     """The body of a file that runs as it is.
 
@@ -128,6 +129,8 @@ def from_module(
         reason: why it has no graph.
         output_names: the file's names of its outputs.
         dtype: that the file computes in.
+        may_mix_rows: it has control flow, which a batch decides together, so that rows must run
+            one at a time whatever trials show.
 
     Raises:
         InvalidRequest, ModelRejected: as `from_graph`.
@@ -144,9 +147,13 @@ def from_module(
             "last argmax, or name another output"
         )
     chosen = Chosen(module, index, dtype, resolved.dtype)
-    body = _finish(chosen, probes, example, "logits", name, output.kind)
-    body.form, body.index, body.reason = form, index, f"{reason} {body.reason}".strip()
+    body = _finish(chosen, probes, example, "logits", name, output.kind, may_mix_rows=may_mix_rows)
+    body.form, body.index, body.reason = form, index, f"{_sentence(reason)} {body.reason}".strip()
     return body
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:-1] if text.endswith('.') else text}."
 
 
 class _Cast(nn.Module):
@@ -185,12 +192,18 @@ def _finish(
     source: str,
     name: str,
     kind: OutputKind | None,
+    *,
+    may_mix_rows: bool = False,
 ) -> Body:
     with torch.no_grad():
         count = width(module(example), len(example))
     if count is None:
         raise ModelRejected(f"the output {name!r} gives no single list of scores per row")
-    module, reason = _grouped(module, probes, len(example), count)
+    if may_mix_rows and len(example) == 1:
+        module = InGroups(module, 1)
+        reason = "It runs 1 row at a time, because its control flow may depend on all rows."
+    else:
+        module, reason = _grouped(module, probes, len(example), count)
     notes = []
     with torch.no_grad():
         values: Tensor = module(probes)

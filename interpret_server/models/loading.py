@@ -165,6 +165,7 @@ def _body(source: Source, resolved: ResolvedInput, manifest: Manifest, original:
             reason=reason,
             output_names=source.output_names,
             dtype=source.dtype,
+            may_mix_rows=source.has_control_flow(),
         )
     except Unlowerable as error:
         raise ModelRejected(f"the file does not run: {brief(error)}") from error

@@ -43,6 +43,10 @@ class Source(ABC):
         """From inputs of `dtype` to the file's outputs, as the file computes them."""
 
     @abstractmethod
+    def has_control_flow(self) -> bool:
+        """Whether the file's program branches or loops."""
+
+    @abstractmethod
     def lower(self, x: Tensor) -> Lowered:
         """The file as a graph, by the example `x`.
 
@@ -94,6 +98,10 @@ class TorchScriptSource(Source):
     def original(self) -> nn.Module | None:
         return self.body
 
+    def has_control_flow(self) -> bool:
+        graph: Any = self.archive.inlined_graph
+        return any(graph.findNode(kind) is not None for kind in ("prim::If", "prim::Loop"))
+
     def lower(self, x: Tensor) -> Lowered:
         from .torchscript import lower
 
@@ -144,6 +152,12 @@ class OnnxSource(Source):
     @property
     def original(self) -> nn.Module | None:
         return self._runtime
+
+    def has_control_flow(self) -> bool:
+        import onnx
+
+        graph = onnx.load(str(self.path), load_external_data=False).graph
+        return any(node.op_type in ("If", "Loop", "Scan") for node in graph.node)
 
     def lower(self, x: Tensor) -> Lowered:
         from .onnx import import_model
