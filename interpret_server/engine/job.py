@@ -46,6 +46,7 @@ class EngineJob(Job):
         self._current = 0  # the step of the running loop, counted from 1
         self._total = 0  # steps of this chunk, as far as known
         self._depth = 0
+        self._due = False  # a loop ended without offering the device
         self._rows = range(0)
         self._chunks_left = 1
         self._reported = self._previewed = float("-inf")
@@ -68,6 +69,8 @@ class EngineJob(Job):
         self._depth += 1
         try:
             self._refuse_modes()
+            if self._due:
+                self.boundary()
             self._observe()
             if outer:
                 self._total = self._finished + total
@@ -78,7 +81,11 @@ class EngineJob(Job):
                 self._refuse_modes()
                 if outer:
                     self._report(self._current)
-                self.boundary()
+                # After its last step a plugin is about to finish: a round of others' steps would
+                # only delay its callers.
+                self._due = step + 1 == total
+                if not self._due:
+                    self.boundary()
             if outer:
                 self._finished += total
         finally:
@@ -86,6 +93,7 @@ class EngineJob(Job):
 
     def boundary(self) -> None:
         """Let others have the device, and stop if nobody waits for this job any more."""
+        self._due = False
         self._observe()
         self._offer()
         self._observe()

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -84,6 +84,7 @@ class Walk(Plugin[WalkParams, WalkResult]):
         self.ended: list[str] = []
         self.go = threading.Event()
         self.go.set()
+        self.gates: dict[str, threading.Event] = {}  # by tag, instead of `go`
 
     def run(self, model: Classifier, batch: Batch, params: WalkParams, job: Job) -> WalkResult:
         self.batches.append(len(batch))
@@ -91,7 +92,7 @@ class Walk(Plugin[WalkParams, WalkResult]):
         try:
             for step in job.track(params.steps):
                 self.log.append((params.tag, step))
-                assert self.go.wait(20)
+                assert self.gates.get(params.tag, self.go).wait(20)
                 images += 1
                 job.preview(images=images)
         finally:
@@ -117,7 +118,7 @@ class Synthesis(Plugin[NoParams, SynthesisResult]):
     name = "synthesis"
     kind = Kind.SYNTHESIS
     inputs = Inputs.OPTIONAL
-    tensors = {
+    tensors: ClassVar = {
         "mask": AuxTensor("where", like_input=True),
         "code": AuxTensor("what", like_input=False),
     }
