@@ -29,9 +29,10 @@ def decode_images(
 
     An image is turned upright by its EXIF orientation, laid over white where it is transparent,
     brought into the manifest's colour order, resized (bilinear with antialiasing; one number is
-    the shorter side) and cropped about its centre. Where the manifest states neither size, the
-    image is resized until it just covers the input. Black becomes the lower bound and full
-    intensity the upper one; the manifest's mean and standard deviation belong to the classifier.
+    the shorter side, the other is rounded) and cropped about its centre (an odd pixel stays at
+    the bottom and right). Where the manifest states neither size, the image is resized until it
+    just covers the input. Black becomes the lower bound and full intensity the upper one; the
+    manifest's mean and standard deviation belong to the classifier.
 
     Args:
         images: one encoded image per row.
@@ -116,7 +117,7 @@ def _fit(image: Image.Image, spec: InputSpec, height: int, width: int, field: st
         resize = (max(height, round(image.height * ratio)), max(width, round(image.width * ratio)))
     if isinstance(resize, int):
         short = min(image.size)
-        resize = (image.height * resize // short, image.width * resize // short)
+        resize = (round(image.height * resize / short), round(image.width * resize / short))
     if resize is not None and image.size != (resize[1], resize[0]):
         size = max(1, resize[1]), max(1, resize[0])
         _check_size(*size, field)
@@ -129,5 +130,5 @@ def _fit(image: Image.Image, spec: InputSpec, height: int, width: int, field: st
             f"the image is {image.height} x {image.width} after the manifest's resize; the model "
             f"takes {height} x {width}: correct inputs[0].resize and inputs[0].crop",
         )
-    top, left = round((image.height - height) / 2), round((image.width - width) / 2)
+    top, left = (image.height - height) // 2, (image.width - width) // 2
     return image.crop((left, top, left + width, top + height))
