@@ -86,6 +86,9 @@ class LBFGS(Minimizer):
     """Limited-memory BFGS with a backtracking line search for each row (Nocedal & Wright 2006,
     algorithms 7.4 and 3.1).
 
+    A row stays where it is from the step on at which the predicted decrease is below rounding, or
+    not even steepest descent lowers its value.
+
     Nothing is projected: a clamp inside the line search would break its model of the objective.
 
     Args:
@@ -99,12 +102,18 @@ class LBFGS(Minimizer):
         self.first_step, self.memory = first_step, memory
         self._pairs: list[tuple[Tensor, Tensor, Tensor]] = []  # step, change of gradient, 1/product
         self._scale: Tensor | None = None
+        self._moving: Tensor | None = None
 
     def step(self, at: Point, evaluate: Evaluate, rate: float) -> Point:
         direction = self._direction(at.gradient, rate)
         slope = _dot(at.gradient, direction)
         size, best = torch.ones_like(at.value), at
-        pending = slope < 0
+        pending = -slope > torch.finfo(slope.dtype).eps * at.value.abs()
+        if self._moving is not None:
+            pending = pending & self._moving
+        self._moving = pending
+        if not pending.any():
+            return at
         for _ in range(self.halvings):
             trial = evaluate(at.z + _rows(size, at.z) * direction)
             enough = trial.value <= at.value + self.armijo * size * slope
@@ -131,11 +140,14 @@ class LBFGS(Minimizer):
 
     def _remember(self, old: Point, new: Point) -> None:
         step, change = new.z - old.z, new.gradient - old.gradient
+        scale = torch.zeros_like(old.value) if self._scale is None else self._scale
+        fresh = scale == 0  # the step went down the plain gradient
         product, norm = _dot(step, change), _dot(change, change)
         stuck = (step == 0).flatten(1).all(1)
+        if self._moving is not None:
+            self._moving = self._moving & ~(stuck & fresh)
         useful = (product > torch.finfo(norm.dtype).eps * norm) & ~stuck
         inverse = torch.where(useful, 1 / product.where(useful, 1), 0)
-        scale = torch.zeros_like(product) if self._scale is None else self._scale
         scale = torch.where(useful, product / norm.where(useful, 1), scale)
         self._scale = torch.where(stuck, 0, scale)
         self._pairs = [(s, y, torch.where(stuck, 0, i)) for s, y, i in self._pairs]

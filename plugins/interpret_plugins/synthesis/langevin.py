@@ -38,7 +38,7 @@ class LangevinParams(Params):
         "z' = z + epsilon1 * dlog p(z)/dz + epsilon2 * dlog p(c|z)/dz + N(0, epsilon3).",
     )
     step_size: float = Field(
-        1e-3, gt=0, le=1e3, description="Step of the equation langevin, in squared units of z."
+        4e-3, gt=0, le=1e3, description="Step of the equation langevin, in squared units of z."
     )
     noise_variance: float | None = Field(
         None,
@@ -48,13 +48,13 @@ class LangevinParams(Params):
         "the unadjusted Langevin algorithm.",
     )
     epsilon1: float = Field(
-        5e-4, ge=0, le=1e3, description="three_term: step along the prior's score."
+        1e-3, ge=0, le=1e3, description="three_term: step along the prior's score."
     )
     epsilon2: float = Field(
-        5e-4, ge=0, le=1e3, description="three_term: step along the gradient of log p(c|z)."
+        1e-2, ge=0, le=1e3, description="three_term: step along the gradient of log p(c|z)."
     )
     epsilon3: float = Field(
-        1e-3, ge=0, le=1e3, description="three_term: variance (not deviation) of the noise."
+        1e-4, ge=0, le=1e3, description="three_term: variance (not deviation) of the noise."
     )
     priors: tuple[AnyPrior, ...] = Field(
         (Gaussian(std=0.3),),
@@ -62,7 +62,7 @@ class LangevinParams(Params):
         max_length=8,
         description="Priors whose weighted log densities are added to make log p(z).",
     )
-    steps: int = Field(200, ge=1, le=1_000_000, description="Steps of each chain.")
+    steps: int = Field(300, ge=1, le=1_000_000, description="Steps of each chain.")
     start_noise: float = Field(
         0.0, ge=0, le=100, description="Standard deviation of the noise added to the start."
     )

@@ -1,0 +1,98 @@
+"""One step of regularised ascent, against a slow step in numpy."""
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
+
+from interpret_plugins.synthesis.ascent import Policy, Settings, ascend, preset
+from interpret_plugins.synthesis.spatial import Axes
+
+Image = NDArray[np.float64]
+AXES = Axes((2, 3), (1,))
+
+
+def _slow_step(z: Image, gradient: Image, step: int, settings: Settings) -> Image:
+    """One row `(C, H, W)`, in the published order."""
+    size = (gradient**2).sum()
+    match settings.policy:
+        case Policy.CONSTANT:
+            rate = settings.rate
+        case Policy.PROGRESS:
+            rate = min(settings.rate, settings.progress / size)
+        case Policy.NORMALIZED:
+            rate = settings.rate / np.abs(gradient).mean()
+    z = z + rate * gradient
+    z = z * (1 - settings.decay)
+    if settings.blur_every and step % settings.blur_every == 0:
+        z = np.stack([gaussian_filter(channel, settings.blur_sigma) for channel in z])
+    if settings.norm_percentile:
+        norms = np.sqrt((z**2).sum(0))
+        z = z * (norms >= np.percentile(norms, settings.norm_percentile))
+    if settings.contribution_percentile:
+        shares = np.abs((z * gradient).sum(0))
+        z = z * (shares >= np.percentile(shares, settings.contribution_percentile))
+    return z
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        Settings(steps=9, policy=Policy.CONSTANT, rate=0.3),
+        Settings(steps=9, policy=Policy.PROGRESS, rate=0.3, progress=0.1),
+        Settings(steps=9, policy=Policy.PROGRESS, rate=1e-4, progress=0.1),
+        Settings(steps=9, policy=Policy.NORMALIZED, rate=0.01, decay=0.3),
+        Settings(steps=9, policy=Policy.CONSTANT, rate=0.3, blur_sigma=1.0, blur_every=4),
+        Settings(steps=9, policy=Policy.CONSTANT, rate=0.3, norm_percentile=50),
+        Settings(steps=9, policy=Policy.CONSTANT, rate=0.3, contribution_percentile=90),
+        Settings(
+            steps=9,
+            policy=Policy.PROGRESS,
+            rate=0.5,
+            decay=0.1,
+            blur_sigma=0.5,
+            blur_every=2,
+            norm_percentile=20,
+            contribution_percentile=30,
+        ),
+        preset("yosinski_1", (6, 7)),
+        preset("yosinski_2", (6, 7)),
+        preset("yosinski_3", (6, 7)),
+        preset("yosinski_4", (6, 7)),
+    ],
+)
+@pytest.mark.parametrize("step", [0, 1, 4])
+def test_step_equals_the_published_order(settings: Settings, step: int) -> None:
+    z, gradient = torch.randn(2, 3, 3, 6, 7, dtype=torch.float64)
+    expected = np.stack(
+        [_slow_step(a, b, step, settings) for a, b in zip(z.numpy(), gradient.numpy(), strict=True)]
+    )
+    actual = ascend(z, gradient, step, settings, AXES)
+    np.testing.assert_allclose(actual.numpy(), expected, atol=1e-12)
+
+
+def test_pixels_of_a_flat_vector_are_its_values() -> None:
+    z, gradient = torch.tensor([[1.0, -3.0, 2.0, 0.5]]), torch.zeros(1, 4)
+    settings = Settings(steps=1, policy=Policy.CONSTANT, rate=1.0, norm_percentile=50)
+    kept = ascend(z, gradient, 0, settings, Axes((), ()))
+    assert kept.tolist() == [[0.0, -3.0, 2.0, 0.0]]
+
+
+def test_a_zero_gradient_moves_nothing() -> None:
+    z = torch.randn(1, 1, 4, 4)
+    for policy in Policy:
+        settings = Settings(steps=1, policy=policy, rate=1.0)
+        assert torch.equal(ascend(z, torch.zeros_like(z), 1, settings, AXES), z)
+
+
+def test_published_presets_have_the_published_values_on_their_scale() -> None:
+    third = preset("yosinski_3", (227, 227))
+    assert (third.steps, third.decay, third.blur_sigma, third.blur_every) == (1000, 1e-4, 1.0, 4)
+    assert third.rate * 255**2 == pytest.approx(100)
+    assert [preset(f"yosinski_{i}", (227, 227)).policy for i in (1, 2, 3, 4)] == [
+        Policy.PROGRESS,
+        Policy.CONSTANT,
+        Policy.CONSTANT,
+        Policy.PROGRESS,
+    ]

@@ -1,0 +1,136 @@
+"""Blur, shift, resize and total variation over any layout, against slow re-implementations."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import gaussian_filter1d
+from torch import Tensor, nn
+
+from interpret_plugins.synthesis.spatial import (
+    Axes,
+    blur,
+    octave_sizes,
+    resize,
+    shift,
+    total_variation,
+    total_variation_gradient,
+)
+from interpret_server.testing import classifier
+
+LAYOUTS = {
+    "flat": ((7,), Axes((), ())),
+    "signal": ((3, 9), Axes((2,), (1,))),
+    "image": ((3, 5, 6), Axes((2, 3), (1,))),
+    "image, channels last": ((5, 6, 3), Axes((1, 2), (3,))),
+    "volume": ((2, 4, 3, 5), Axes((2, 3, 4), (1,))),
+}
+layouts = pytest.mark.parametrize(("shape", "axes"), LAYOUTS.values(), ids=LAYOUTS.keys())
+
+
+def _batch(shape: tuple[int, ...]) -> Tensor:
+    return torch.randn(2, *shape, dtype=torch.float64)
+
+
+def _slow_total_variation(x: Tensor, axes: Axes, beta: float) -> float:
+    """One row, pixel by pixel."""
+    spatial = [axis - 1 for axis in axes.spatial]
+    total = 0.0
+    for index in itertools.product(*(range(size) for size in x.shape)):
+        squares = 0.0
+        for axis in spatial:
+            if index[axis] + 1 < x.shape[axis]:
+                neighbour = tuple(i + (a == axis) for a, i in enumerate(index))
+                squares += (float(x[neighbour]) - float(x[index])) ** 2
+        total += squares ** (beta / 2)
+    return total
+
+
+@pytest.mark.parametrize(
+    ("shape", "layout", "expected"),
+    [
+        ((4,), "other", Axes((), ())),
+        ((3, 8), "CL", Axes((2,), (1,))),
+        ((3, 8, 8), "CHW", Axes((2, 3), (1,))),
+        ((8, 8, 3), "HWC", Axes((1, 2), (3,))),
+        ((1, 4, 4, 4), "other", Axes((2, 3, 4), (1,))),
+    ],
+)
+def test_axes_follow_the_layout(shape: tuple[int, ...], layout: str, expected: Axes) -> None:
+    size = int(np.prod(shape))
+    model = classifier(nn.Sequential(nn.Flatten(), nn.Linear(size, 2)), shape, input_layout=layout)
+    assert Axes.of(model) == expected
+
+
+@layouts
+@pytest.mark.parametrize("beta", [1.0, 2.0, 3.0])
+def test_total_variation_equals_a_loop(shape: tuple[int, ...], axes: Axes, beta: float) -> None:
+    x = _batch(shape)
+    expected = [_slow_total_variation(row, axes, beta) for row in x]
+    assert total_variation(x, axes, beta).tolist() == pytest.approx(expected, rel=1e-12)
+
+
+@layouts
+def test_total_variation_gradient_equals_differences_of_the_loop(
+    shape: tuple[int, ...], axes: Axes
+) -> None:
+    x, step = _batch(shape), 1e-5
+    gradient = total_variation_gradient(x, axes)
+    for index in list(itertools.product(*(range(size) for size in shape)))[:12]:
+        up, down = x[0].clone(), x[0].clone()
+        up[index] += step
+        down[index] -= step
+        slow = [_slow_total_variation(row, axes, 2) for row in (up, down)]
+        assert gradient[0][index].item() == pytest.approx(
+            (slow[0] - slow[1]) / (2 * step), abs=1e-7
+        )
+
+
+@layouts
+def test_total_variation_gradient_equals_autograd(shape: tuple[int, ...], axes: Axes) -> None:
+    x = _batch(shape).requires_grad_()
+    (expected,) = torch.autograd.grad(total_variation(x, axes).sum(), x)
+    torch.testing.assert_close(total_variation_gradient(x.detach(), axes), expected)
+
+
+def test_total_variation_has_a_finite_gradient_on_constant_inputs() -> None:
+    x = torch.ones(1, 1, 4, 4, requires_grad=True)
+    (gradient,) = torch.autograd.grad(total_variation(x, Axes((2, 3), (1,)), 1.0).sum(), x)
+    assert gradient.abs().max() == 0
+
+
+@layouts
+@pytest.mark.parametrize("sigma", [0.4, 1.0, 5.0])
+def test_blur_equals_scipy(shape: tuple[int, ...], axes: Axes, sigma: float) -> None:
+    x = _batch(shape)
+    expected = x.numpy()
+    for axis in axes.spatial:
+        expected = gaussian_filter1d(expected, sigma, axis=axis)
+    np.testing.assert_allclose(blur(x, axes, sigma).numpy(), expected, atol=1e-12)
+
+
+@layouts
+def test_shift_rolls_every_row_by_its_own_offsets(shape: tuple[int, ...], axes: Axes) -> None:
+    x = _batch(shape)
+    offsets = torch.tensor([[1, -2, 3], [0, 4, -1]])[:, : len(axes.spatial)]
+    shifted = shift(x, axes, offsets)
+    for row in range(2):
+        dims = [axis - 1 for axis in axes.spatial]
+        expected = torch.roll(x[row], offsets[row].tolist(), dims) if dims else x[row]
+        assert torch.equal(shifted[row], expected)
+
+
+def test_resize_equals_bilinear_interpolation() -> None:
+    x = _batch((3, 5, 6))
+    expected = torch.nn.functional.interpolate(x, size=(8, 11), mode="bilinear")
+    torch.testing.assert_close(resize(x, Axes((2, 3), (1,)), (8, 11)), expected)
+    last = resize(x.movedim(1, -1), Axes((1, 2), (3,)), (8, 11))
+    torch.testing.assert_close(last.movedim(-1, 1), expected)
+
+
+def test_octaves_run_from_coarse_to_the_full_size_and_leave_out_small_ones() -> None:
+    assert octave_sizes((224, 224), 3, 1.4, 64) == [(114, 114), (160, 160), (224, 224)]
+    assert octave_sizes((100, 80), 3, 1.4, 64) == [(100, 80)]
+    assert octave_sizes((8, 8), 3, 1.4, 64) == [(8, 8)]
+    assert octave_sizes((), 3, 1.4, 64) == [()]
