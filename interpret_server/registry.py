@@ -94,7 +94,7 @@ class Registry:
         _check(type(instance), origin)
         if instance.name in self._entries:
             raise PluginLoadError(
-                f"{origin}: the plugin name {instance.name!r} is already taken by "
+                f"{origin}: {type(instance).__name__} has the name {instance.name!r}, taken by "
                 f"{self._entries[instance.name].origin}"
             )
         self._entries[instance.name] = Registration(
