@@ -12,6 +12,7 @@ from .classifier import Bounds, Normalise
 from .manifest import InputSpec, Manifest
 
 _CHANNELS = (1, 3)
+_MOST_ROWS = 1024
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,11 @@ def resolve_input(manifest: Manifest, declared: Sequence[FileInput]) -> Resolved
             f"the input {told.name!r} takes {_name(told.dtype)} values; only floating-point "
             "inputs are served"
         )
+    fixed_batch = told.shape[0] if told.shape else None
+    if fixed_batch and fixed_batch > _MOST_ROWS:
+        raise ModelRejected(
+            f"the file takes {fixed_batch} rows at a time; at most {_MOST_ROWS} are served"
+        )
     shape = _shape(spec, told)
     layout = spec.layout or _layout(shape)
     if len(shape) != {"CHW": 3, "HWC": 3, "CL": 2}.get(layout, len(shape)):
@@ -130,7 +136,7 @@ def resolve_input(manifest: Manifest, declared: Sequence[FileInput]) -> Resolved
         bounds=None if spec.bounds is None else Bounds(*spec.bounds),
         mean=_per_channel("mean", spec.mean, shape, layout, dtype),
         std=_per_channel("std", spec.std, shape, layout, dtype),
-        fixed_batch=None if not told.shape else told.shape[0],
+        fixed_batch=fixed_batch or None,
         notes=notes,
     )
 

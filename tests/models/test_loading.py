@@ -272,6 +272,16 @@ def test_an_onnx_operator_without_a_graph_leaves_predictions(tmp_path: Path) -> 
     assert model.lacking[Capability.RECTIFIERS] == model.lacking[Capability.GRADIENT]
 
 
+def test_a_float16_archive_without_a_graph_keeps_its_precision(tmp_path: Path) -> None:
+    net = Branching().half()
+    loaded = _load(_script(net, tmp_path), **IMAGE)
+    x = torch.rand(1, *SHAPE)
+    assert (loaded.info.form, loaded.info.precision) == ("archive", "float16")
+    assert loaded.info.input_dtype == "float32"
+    assert loaded.classifier(x).dtype is torch.float32
+    torch.testing.assert_close(loaded.classifier(x), net(x.half()).float())
+
+
 def test_a_random_program_is_served_unverified_with_a_note(tmp_path: Path) -> None:
     info = _load(_script(Random(), tmp_path), **IMAGE).info
     assert info.verification.reference == "none"
@@ -437,6 +447,11 @@ def test_a_manifest_that_contradicts_an_onnx_file_is_refused(
         _load(_onnx(Net(), tmp_path), **fields)
     assert caught.value.violations[0].field == field
     assert sentence in caught.value.message
+
+
+def test_an_onnx_file_of_too_many_rows_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelRejected, match="takes 100000000 rows at a time; at most 1024"):
+        _load(_onnx(Net(), tmp_path, rows=100_000_000), **IMAGE)
 
 
 def test_models_of_two_inputs_are_refused(tmp_path: Path) -> None:
