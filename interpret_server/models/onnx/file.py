@@ -37,7 +37,7 @@ class TensorInfo:
     @property
     def batch(self) -> int | None:
         """The size that the file fixes the batch axis to; None where it is open."""
-        return self.shape[0] if self.shape else None
+        return self.shape[0] or None if self.shape else None
 
 
 @dataclass(frozen=True)
@@ -76,23 +76,36 @@ def load(path: Path) -> ModelProto:
     """A checked file with its external data read in.
 
     Raises:
+        InvalidModel: as `check`, or the external data is too short.
+    """
+    model = check(path)
+    try:
+        for tensor in filter(_is_external, _tensors(model)):
+            onnx.external_data_helper.load_external_data_for_tensor(tensor, str(path.parent))
+            tensor.data_location = TensorProto.DEFAULT
+            del tensor.external_data[:]
+    except (OSError, ValueError, onnx.checker.ValidationError) as error:
+        raise InvalidModel("model: the data in the file beside the model cannot be read") from error
+    return model
+
+
+def check(path: Path) -> ModelProto:
+    """A checked file without its external data.
+
+    Raises:
         InvalidModel: the file is corrupt, no ONNX file, too large a graph, or keeps data elsewhere
             than in plain files beside it.
     """
     model = _parse(path)
     if (nodes := sum(1 for _ in _nodes(model))) > MAX_NODES:
         raise InvalidModel(f"model: the graph has {nodes} nodes; at most {MAX_NODES} are accepted")
-    external = [tensor for tensor in _tensors(model) if _is_external(tensor)]
-    for tensor in external:
+    for tensor in filter(_is_external, _tensors(model)):
         _check_location(tensor, path.parent)
     try:
         onnx.checker.check_model(str(path))
-        for tensor in external:
-            onnx.external_data_helper.load_external_data_for_tensor(tensor, str(path.parent))
-            tensor.data_location = TensorProto.DEFAULT
-            del tensor.external_data[:]
     except Exception as error:
-        lines = str(error).replace(str(path), "the file").splitlines()
+        told = str(error).replace(str(path), "the file").replace(str(path.parent), "its folder")
+        lines = told.splitlines()
         reason = (lines[0] if lines else type(error).__name__)[:200]
         raise InvalidModel(f"model: the file breaks the ONNX standard ({reason})") from error
     return model
@@ -127,15 +140,8 @@ def _domain(name: str) -> str:
 
 
 def _graphs(model: ModelProto) -> Iterator[GraphProto]:
-    pending = [model.graph]
-    while pending:
-        graph = pending.pop()
-        yield graph
-        for node in graph.node:
-            pending += _subgraphs(node)
-    for function in model.functions:
-        for node in function.node:
-            pending += _subgraphs(node)
+    inside = (node for function in model.functions for node in function.node)
+    pending = [model.graph, *(graph for node in inside for graph in _subgraphs(node))]
     while pending:
         graph = pending.pop()
         yield graph

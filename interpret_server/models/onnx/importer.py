@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from ...errors import InvalidModel
 from ..lowered import Lowered, Unlowerable
 from . import host, operators
-from .builder import WITNESSES, Builder
+from .builder import Builder
 from .call import Call
 from .file import MAX_NODES, TensorInfo, header
 from .functions import schema_function
@@ -35,11 +35,12 @@ class Importer:
     """
 
     def __init__(self, model: ModelProto, *, free_batch: bool, faithful: bool) -> None:
-        self.model, self.faithful, self.free_batch = model, faithful, free_batch
+        self.model, self.faithful = model, faithful
         self.header = header(model)
-        fixed = {info.batch for info in self.header.inputs} - {None}
-        self.fixed = fixed.pop() if len(fixed) == 1 else None
-        self.builder = Builder(self.fixed if free_batch else None)
+        fixed = {info.batch for info in self.header.inputs if info.batch is not None}
+        self.fixed = min(fixed) if len(fixed) == 1 else None
+        self.free_batch = free_batch and len(fixed) <= 1
+        self.builder = Builder(self.fixed if self.free_batch else None)
         self.functions = {(_domain(f.domain), f.name): f for f in model.functions}
         self.layers: dict[str, str] = {}
         self.halves = False
@@ -92,7 +93,7 @@ class Importer:
         pairs: list[tuple[int, int]] = []
         for axis, (length, name) in enumerate(zip(info.shape, names, strict=True)):
             if axis == 0 and (length is None or self.free_batch):
-                pair = WITNESSES
+                pair = self.builder.batches
             elif length is not None:
                 pair = (length, length)
             else:

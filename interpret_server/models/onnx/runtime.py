@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...errors import FailedPrecondition, InvalidModel, InvalidRequest
-from .file import load
+from .file import check
 
 _DTYPES: dict[str, torch.dtype] = {
     "tensor(float)": torch.float32,
@@ -22,7 +22,7 @@ _DTYPES: dict[str, torch.dtype] = {
     "tensor(uint8)": torch.uint8,
     "tensor(bool)": torch.bool,
 }
-_ERRORS_ONLY = 3
+_FATAL_ONLY = 4
 
 
 class OnnxRuntime:
@@ -109,10 +109,10 @@ def runtime(path: Path, *, threads: int = 1) -> OnnxRuntime:
             "onnxruntime is not installed; install interpret-server[cpu], or interpret-server[gpu] "
             "on a machine with CUDA"
         ) from error
-    load(path)
+    check(path)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.log_severity_level = _ERRORS_ONLY + 1
+    options.log_severity_level = _FATAL_ONLY
     session = _guard(
         lambda: onnxruntime.InferenceSession(
             str(path), options, providers=["CPUExecutionProvider"]

@@ -149,4 +149,5 @@ def top_k(call: Call, x: Value, count: Maybe = None) -> Output:
         call.integer("axis", -1),
         bool(call.integer("largest", 1)),
         count=2,
+        kind="topk",
     )

@@ -34,7 +34,7 @@ def positions(
     device: torch.device,
 ) -> Tensor:
     """The input coordinate of each of `size` output elements."""
-    out = torch.arange(size, dtype=torch.float64, device=device)
+    out = torch.arange(size, dtype=torch.float32, device=device)
     scaled = scale * length
     match kind:
         case "half_pixel":

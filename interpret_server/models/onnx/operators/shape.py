@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from ...lowered import Unlowerable
 from ..batch import free_concat, free_expand, free_reshape
@@ -67,7 +67,7 @@ def flatten(call: Call, x: Value) -> Output:
     if rank is not None and axis < 0:
         axis += rank
     if axis == 1 and rank is not None and rank >= 2:
-        return call.function(torch.flatten, x, 1)
+        return call.module(nn.Flatten(), x)
     return call.function(flatten_at, x, axis)
 
 
@@ -120,7 +120,7 @@ def unsqueeze(call: Call, x: Value, axes: Maybe = None) -> Output:
 @operator("Concat")
 def concat(call: Call, *values: Value) -> Output:
     axis = call.integer("axis", 1)
-    return call.function(torch.cat, list(free_concat(call, values, axis)), axis)
+    return call.function(torch.cat, list(free_concat(call, values, axis)), axis, kind="cat")
 
 
 def split_evenly(x: Tensor, parts: int, axis: int) -> list[Tensor]:
