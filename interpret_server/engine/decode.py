@@ -1,5 +1,6 @@
 """From a `Call` to a checked `Request`: every refusal that needs no computation happens here."""
 
+import math
 import secrets
 from difflib import get_close_matches
 from typing import Any
@@ -159,12 +160,17 @@ def _limit_rows(field: str, rows: int) -> None:
         )
 
 
-def check_finite(tensor: Tensor, field: str) -> None:
-    """Refuse NaN and infinities, naming the first row that holds one."""
-    if not tensor.numel() or not tensor.is_floating_point():
-        return
-    if torch.stack(tensor.aminmax()).isfinite().all():
-        return
+def check_finite(tensor: Tensor, field: str) -> tuple[float, float]:
+    """Refuse NaN and infinities, naming the first row that holds one.
+
+    Returns:
+        The smallest and the largest value; (0, 0) where there is none.
+    """
+    if not tensor.numel():
+        return 0.0, 0.0
+    smallest, largest = (value.item() for value in tensor.aminmax())
+    if math.isfinite(smallest) and math.isfinite(largest):
+        return smallest, largest
     bad = ~tensor.flatten(1).isfinite()
     row = int(bad.any(1).nonzero()[0])
     value = tensor[row].flatten()[bad[row]][0]
@@ -173,20 +179,25 @@ def check_finite(tensor: Tensor, field: str) -> None:
 
 
 def _check_values(inputs: Tensor, field: str, classifier: Classifier) -> None:
-    check_finite(inputs, field)
-    if Capability.BOUNDS not in classifier.capabilities or not inputs.numel():
+    smallest, largest = check_finite(inputs, field)
+    if Capability.BOUNDS not in classifier.capabilities:
         return
     # Compared in the model's own dtype: a bound such as 0.1 is rounded as the input is.
-    lower, upper = (torch.tensor(bound, dtype=inputs.dtype) for bound in classifier.bounds)
-    smallest, largest = inputs.aminmax()
+    lower, upper = torch.tensor(classifier.bounds, dtype=inputs.dtype).tolist()
     if smallest < lower or largest > upper:
         value = smallest if smallest < lower else largest
         row = int((inputs == value).flatten(1).any(1).nonzero()[0])
         raise InvalidRequest.field(
             field,
-            f"row {row} holds {value.item():g}, outside the bounds "
+            f"row {row} holds {_beyond(value, lower, upper)}, outside the bounds "
             f"[{classifier.bounds.lower:g}, {classifier.bounds.upper:g}] of {classifier.name}",
         )
+
+
+def _beyond(value: float, lower: float, upper: float) -> str:
+    """The value in as many digits as show that it is outside."""
+    short = f"{value:g}"
+    return f"{value:.9g}" if lower <= float(short) <= upper else short
 
 
 def _decode_tensors(call: Call, plugin: AnyPlugin, classifier: Classifier) -> dict[str, Tensor]:

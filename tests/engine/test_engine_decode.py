@@ -95,7 +95,10 @@ INPUTS = {
     "overflow": (array([[0, 1e300, 0, 0]], torch.float64), "row 0 holds an infinite value"),
     "above": (array([[0, 0, 0, 1], [0, 1.5, 0, 0]]), "row 1 holds 1.5, outside the bounds [0, 1]"),
     "below": (array([[0, -0.001, 0, 0]]), "row 0 holds -0.001, outside the bounds [0, 1] of net"),
-    "by one ulp": (array([[0, np.nextafter(np.float32(1), np.float32(2)), 0, 0]]), "outside"),
+    "by one ulp": (
+        array([[0, np.nextafter(np.float32(1), np.float32(2)), 0, 0]]),
+        "row 0 holds 1.00000012, outside",
+    ),
     "absent": (None, "inputs: double needs inputs"),
     "images": ((b"not an image",), "this model's input is no image"),
 }
