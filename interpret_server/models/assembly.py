@@ -207,6 +207,9 @@ def _finish(
     notes = []
     with torch.no_grad():
         values: Tensor = module(probes)
+        shaped = all(  # a squeeze drops the batch axis of a single row
+            module(some).shape == (len(some), count) for some in (probes, probes[:1])
+        )
     if source == "logits" and kind is None:
         source, note = told_by_values(values.reshape(-1, count))
         notes = [note] if note else []
@@ -214,7 +217,7 @@ def _finish(
         source = kind.value
     return Body(
         module=module,
-        head=head(count, source, shaped=values.shape == (len(probes), count)),
+        head=head(count, source, shaped=shaped),
         classes=max(count, 2),
         source=source,
         output_name=name,
@@ -336,17 +339,24 @@ def _no_gradient(module: ClassifierModule, body: Body, x: Tensor) -> str | None:
 def _layers(module: ClassifierModule, body: Body, x: Tensor) -> dict[str, Layer]:
     grouped = body.module if isinstance(body.module, InGroups) else None
     graph: Any = grouped.body if grouped else body.module
-    rows = grouped.size if grouped else len(x)
+    sizes = (grouped.size,) if grouped else (2, 1)
     with torch.no_grad():
-        inputs = module.normalise(x[torch.arange(rows) % len(x)])
-    shapes = record(graph, inputs).shapes
+        batches = [module.normalise(x[torch.arange(rows) % len(x)]) for rows in sizes]
+    trials = [record(graph, batch).shapes for batch in batches]
+    shapes = {
+        node: shape[1:]
+        for node, shape in trials[0].items()
+        if all(
+            trial.get(node) == (rows, *shape[1:]) for rows, trial in zip(sizes, trials, strict=True)
+        )
+    }
     nodes = {node.name: node for node in graph.graph.nodes}
     dependent: set[str] = set()
     for node in graph.graph.nodes:
         if node.op == "placeholder" or any(n.name in dependent for n in node.all_input_nodes):
             dependent.add(node.name)
     return {
-        name: Layer(name, str(nodes[node].meta.get("kind", nodes[node].name)), shape[1:], node)
+        name: Layer(name, str(nodes[node].meta.get("kind", nodes[node].name)), shapes[node], node)
         for name, node in body.layers.items()
-        if node in dependent and (shape := shapes.get(node, ())) and shape[0] == rows
+        if node in dependent and node in shapes
     }

@@ -232,6 +232,22 @@ def test_a_network_of_one_batch_size_takes_any(rows: int) -> None:
     assert model(x[:0]).shape == (0, 5)
 
 
+def test_a_squeeze_does_not_drop_the_axis_of_a_single_row() -> None:
+    class Squeezing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.pool = nn.Conv2d(3, 5, 3), nn.AdaptiveAvgPool2d(1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.pool(self.conv(x)).squeeze()
+
+    net = Squeezing()
+    model, x = classifier(net, SHAPE), torch.rand(3, *SHAPE)
+    assert torch.equal(model(x), net(x))
+    assert torch.equal(model(x[:1]), net(x[:1])[None])
+    assert list(model.layers) == ["conv", "pool"]
+
+
 def test_rows_that_influence_each_other_run_one_at_a_time() -> None:
     class Mixing(Net):
         def forward(self, x: Tensor) -> Tensor:
