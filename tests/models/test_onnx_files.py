@@ -163,7 +163,7 @@ def test_a_function_that_calls_itself_is_refused(path):
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid("own", 1)]
     model = helper.make_model(graph, opset_imports=opsets, functions=[body], ir_version=8)
     path.write_bytes(model.SerializeToString())
-    with pytest.raises(InvalidModel, match="recursive|nested"):
+    with pytest.raises(InvalidModel, match=r"recursive|nested"):
         import_model(path)
 
 
