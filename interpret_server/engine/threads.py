@@ -2,6 +2,7 @@
 
 import queue
 import threading
+import time
 from collections.abc import Callable
 
 IDLE_SECONDS = 30.0
@@ -53,11 +54,12 @@ class ThreadPool:
             self._idle.clear()
 
     def join(self, timeout: float) -> bool:
-        """Wait for the threads of a closed pool to end; tells whether they did."""
+        """Wait at most `timeout` seconds for a closed pool's threads; tells whether all ended."""
+        limit = time.monotonic() + timeout
         with self._lock:
             threads = list(self._threads)
         for thread in threads:
-            thread.join(timeout)
+            thread.join(max(0.0, limit - time.monotonic()))
         return not any(thread.is_alive() for thread in threads)
 
     def __len__(self) -> int:

@@ -237,3 +237,16 @@ async def test_a_plugin_of_one_step_is_not_held_up_at_its_end():
         await short
         walk.gates["long"].set()
         await long
+
+
+async def test_a_system_without_threads_refuses_the_call_and_recovers(monkeypatch):
+    async with serving(Walk()) as worker:
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", no_thread)
+            with pytest.raises(Overloaded, match="no thread left"):
+                await result(worker, walking("a", 1))
+        await result(worker, walking("b", 1))
+
+
+def no_thread(thread):
+    raise RuntimeError("can't start new thread")
