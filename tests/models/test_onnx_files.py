@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from interpret_server.errors import FailedPrecondition, InvalidModel, InvalidRequest
+from interpret_server.models.lowered import Unlowerable
 from interpret_server.models.onnx import import_model, read_header, runtime, to_module
 
 
@@ -119,6 +120,35 @@ def test_a_truncated_file_is_refused(path):
         path.write_bytes(data[:length])
         with pytest.raises(InvalidModel):
             import_model(path)
+
+
+def test_a_damaged_file_is_refused_in_words_or_computes_something(path):
+    weight = np.linspace(-1, 1, 54, dtype=np.float32).reshape(2, 3, 3, 3)
+    stored = {"w": weight, "s": np.array([0, -1], np.int64), "g": weight.reshape(18, 3)}
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"], pads=[1, 1, 1, 1], strides=[2, 2]),
+        helper.make_node("MaxPool", ["a"], ["b"], kernel_shape=[2, 2], ceil_mode=1),
+        helper.make_node("LRN", ["b"], ["c"], size=3),
+        helper.make_node("Reshape", ["c", "s"], ["d"]),
+        helper.make_node("Gemm", ["d", "g"], ["e"], alpha=0.5),
+        helper.make_node("Softmax", ["e"], ["y"], axis=1),
+    ]
+    tensors = [numpy_helper.from_array(value, name) for name, value in stored.items()]
+    save(path, nodes, tensors, shape=["n", 3, 10, 10], result=["n", 3])
+    sound = path.read_bytes()
+    outcomes = set()
+    generator = np.random.default_rng(0)
+    for _ in range(400):
+        data = bytearray(sound)
+        for place in generator.integers(0, len(data), 3):
+            data[place] = generator.integers(0, 256)
+        path.write_bytes(data)
+        try:
+            import_model(path)
+            outcomes.add("computes")
+        except (InvalidModel, Unlowerable):
+            outcomes.add("refused")
+    assert outcomes == {"computes", "refused"}
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from .values import HALF, Maybe, Numbers, Output, Value, to_tensor
 _DEEPEST = 32
 _IMAGE = (224, 256)
 _SEQUENCE = (16, 24)
+_SENSELESS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 __all__ = ["Importer", "operators"]
 
@@ -183,12 +184,17 @@ class Importer:
             return self._expand(function, inputs, attributes, depth)
         if (domain, node.op_type) == ("", "If"):
             return self._branch(call, inputs, values, versions, given, depth)
-        shape = host.evaluate(call, inputs)
-        if shape is not None:
-            return [shape]
-        implementation = find(domain, node.op_type, version)
-        if implementation is not None:
-            return _outputs(implementation(call, *inputs))
+        try:
+            shape = host.evaluate(call, inputs)
+            if shape is not None:
+                return [shape]
+            implementation = find(domain, node.op_type, version)
+            if implementation is not None:
+                return _outputs(implementation(call, *inputs))
+        except _SENSELESS as error:
+            raise InvalidModel(
+                f"model: the inputs or attributes of {name!r} ({node.op_type}) make no sense"
+            ) from error
         body = schema_function(call, node, inputs)
         if body is None:
             raise Unlowerable(
