@@ -95,7 +95,7 @@ def _octaves(smallest: int) -> Settings:
         blur_every=0 if small else 4,
         gradient_blur=(0.7, 0.3) if small else (2.0, 0.6),
         jitter=min(12, max(smallest // 16, 1)),
-        noise=0.2 if small else 0.05,
+        noise=0.2 if small else 0.0,
         settle=0.1,
         octaves=3,
         start_noise=0.02,
