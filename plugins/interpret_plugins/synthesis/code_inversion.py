@@ -129,7 +129,7 @@ class CodeInversion(Plugin[CodeInversionParams, CodeInversionResult]):
     inputs z, f(x) being the layer's value and c the code: that of the inputs, or the tensor `code`.
     Starts from noise, or from the inputs where `code` is given with them. Returned is the state of
     lowest objective. Mahendran & Vedaldi 2014, "Understanding deep image representations by
-    inverting them", sections 2 and 3 (equations 1 to 3).
+    inverting them", section 2.
 
     A weight for pixels of width s is multiplied by s^alpha (or s^beta), a gradient rate divided by
     s^2. With balance `reference`, as in the authors' implementation, the regularisers are then

@@ -82,7 +82,7 @@ def total_variation(x: Tensor, axes: Axes, beta: float = 2.0) -> Tensor:
     """`TV_beta(x) = sum over channels and positions of (sum over axes of d^2)^(beta/2)`, `(N,)`.
 
     `d` is the forward difference along a spatial axis, 0 at the far edge (Mahendran & Vedaldi
-    2014, section 3.1, without the 2014 paper's restriction to two axes). With beta 2 it is the
+    2014, section 2, here over any number of axes). With beta 2 it is the
     plain sum of squared differences. Its gradient is 0 where every difference is 0.
     """
     if not axes.spatial:
