@@ -31,6 +31,7 @@ from .failure import internal_error
 from .mailbox import Mailbox
 from .member import Member, Outcome
 from .occupancy import Occupancy
+from .openmp import one_thread
 from .primitives import primitives
 from .request import Request, Served
 from .results import assemble, draw_preview
@@ -221,13 +222,17 @@ class LocalWorker:
         """Run light work here and heavy work in a helper thread."""
         if heavy:
             return await self._in_thread(self._helpers, work, what)
-        with _safe(what):
+        with _safe(what), one_thread():
             return work()
 
     @staticmethod
     async def _in_thread(pool: ThreadPoolExecutor, work: Callable[[], T], what: str) -> T:
+        def alone() -> T:
+            with one_thread():
+                return work()
+
         with _safe(what):
-            return await asyncio.get_running_loop().run_in_executor(pool, work)
+            return await asyncio.get_running_loop().run_in_executor(pool, alone)
 
     def _load_file(self, name: str, path: Path, manifest: Manifest) -> Loaded:
         loader = self._loader or _default_loader()

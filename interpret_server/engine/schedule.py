@@ -160,7 +160,12 @@ class Scheduler:
                 self._pass_turn()
             group.resume.acquire()
 
-    def _pass_turn(self) -> None:
+    def _pass_turn(self, *, keep: bool = False) -> Group | None:
+        """Give the device to the next group; with `keep`, one that starts is for this thread.
+
+        A thread that goes on computing keeps its team of OpenMP threads busy, where a second
+        thread would bring a second team, and more threads than cores make every region wait.
+        """
         self._holder = None
         while (group := self._next()) is not None:
             self._ready.remove(group)
@@ -168,25 +173,36 @@ class Scheduler:
             group.take()
             if group.started:
                 group.resume.release()
-                return
+                return None
             group.started = True
             self._started += 1
             self._close_to_others(group)
+            if keep:
+                return group
             try:
                 self._pool.run(partial(self._run, group))
-                return
+                return None
             except RuntimeError:  # the system gives no more threads
                 for member in group.members:
                     member.settle(Overloaded("the server has no thread left; try again later"))
                 self._holder = None
                 self._started -= 1
                 self._forget(group)
+        return None
 
     def _next(self) -> Group | None:
         room = self._started < MAX_STARTED
         return next((group for group in self._ready if group.started or room), None)
 
     def _run(self, group: Group) -> bool:
+        """Run a group, then those that start next; False if plugins left this thread unclean."""
+        following: Group | None = group
+        clean = True
+        while following is not None:
+            clean, following = self._compute(following)
+        return clean
+
+    def _compute(self, group: Group) -> tuple[bool, Group | None]:
         settlements: list[Settlement] = []
         try:
             with group.isolation.active():
@@ -194,16 +210,16 @@ class Scheduler:
         except BaseException as error:  # a plugin may even try to leave the process
             failure = internal_error(error, f"a group of {len(group.members)} calls")
             settlements.extend((member, failure) for member in group.members)
-        finally:
-            with self._lock:
-                group.give()
-                self._run_seconds += _SMOOTHING * (group.held() - self._run_seconds)
-                self._started -= 1
-                self._forget(group)
-                self._pass_turn()
-            for member, outcome in settlements:
-                member.settle(outcome)
-        return torch.is_grad_enabled() and not _get_current_dispatch_mode_stack()
+        clean = torch.is_grad_enabled() and not _get_current_dispatch_mode_stack()
+        with self._lock:
+            group.give()
+            self._run_seconds += _SMOOTHING * (group.held() - self._run_seconds)
+            self._started -= 1
+            self._forget(group)
+            following = self._pass_turn(keep=clean)
+        for member, outcome in settlements:
+            member.settle(outcome)
+        return clean, following
 
     def _close_to_others(self, group: Group) -> None:
         if self._open.get(group.key) is group:
