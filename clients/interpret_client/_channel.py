@@ -24,6 +24,9 @@ TRIES = 3
 _OPTIONS = (
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", SEND_LIMIT_BYTES),
+    # Messages of megabytes in few frames and without waiting for window updates.
+    ("grpc.http2.lookahead_bytes", 4 << 20),
+    ("grpc.http2.max_frame_size", (1 << 24) - 1),
 )
 _STUBS: Mapping[str, Any] = {
     "InterpretService": InterpretServiceStub,

@@ -88,6 +88,9 @@ class Server:
             options=[
                 ("grpc.max_receive_message_length", self._max_message_bytes),
                 ("grpc.max_send_message_length", -1),
+                # Messages of megabytes in few frames and without waiting for window updates.
+                ("grpc.http2.lookahead_bytes", 4 << 20),
+                ("grpc.http2.max_frame_size", (1 << 24) - 1),
                 # Otherwise a second server on the same port would take half of the calls.
                 ("grpc.so_reuseport", 0),
             ],
