@@ -105,6 +105,13 @@ def _decode_inputs(call: Call, plugin: AnyPlugin, served: Served) -> Tensor | No
         raise InvalidRequest.field("inputs", f"{plugin.name} takes no inputs; leave them out")
     classifier = served.classifier
     if isinstance(call.inputs, Array):
+        sent, promised = call.inputs.dtype, served.info.manifest.input.dtype
+        if "int" in sent and "int" not in promised:
+            raise InvalidRequest.field(
+                "inputs",
+                f"{sent} values, where {classifier.name} takes {promised}; convert them, or load "
+                "the model with inputs[0].dtype in its manifest",
+            )
         inputs = numbers(call.inputs, "inputs", classifier.dtype)
     else:
         _limit_rows("inputs", len(call.inputs))

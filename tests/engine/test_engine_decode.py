@@ -1,5 +1,6 @@
 """Calls that are refused, and what the accepted ones turn into."""
 
+import dataclasses
 import re
 import struct
 
@@ -27,7 +28,9 @@ from pydantic import Field, field_validator
 
 from interpret_server.engine.api import Array, Target
 from interpret_server.engine.arrays import to_array, to_tensor
+from interpret_server.engine.describe import describe_classifier
 from interpret_server.errors import InvalidRequest, MissingCapability, NotFound
+from interpret_server.models.manifest import Manifest
 from interpret_server.plugin import AuxTensor, Capability, Inputs, Params, Plugin
 from interpret_server.testing import classifier
 
@@ -245,10 +248,26 @@ async def test_unknown_models_and_plugins_are_named_with_what_there_is():
             await result(worker, calling("_secret", ONE))
 
 
-@pytest.mark.parametrize(
-    "dtype", [torch.float16, torch.bfloat16, torch.float64, torch.uint8, torch.int64, torch.int8]
-)
-async def test_any_numeric_type_is_converted_to_the_models(dtype):
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.int8])
+async def test_integers_are_refused_where_the_manifest_does_not_promise_them(dtype):
+    async with serving(Double()) as worker:
+        with pytest.raises(InvalidRequest, match="where net takes float32; convert them"):
+            await result(worker, calling("double", array([[1, 0, 1, 0]], dtype)))
+
+
+async def test_promised_integers_are_converted():
+    net = classifier(torch.nn.Sequential(torch.nn.Linear(4, 3)), (4,), bounds=(0, 255), name="net")
+    info = describe_classifier("net", net, 64)
+    manifest = Manifest.model_validate({"shape": [4], "dtype": "uint8", "bounds": [0, 255]})
+    async with serving(Double()) as worker:
+        worker.add("bytes", net, dataclasses.replace(info, manifest=manifest))
+        call = calling("double", array([[7, 0, 255, 0]], torch.uint8), model="bytes")
+        item = await result(worker, call)
+    assert tensor(item.tensors["doubled"]).tolist() == [[14, 0, 510, 0]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+async def test_any_floating_point_type_is_converted_to_the_models(dtype):
     async with serving(Double()) as worker:
         item = await result(worker, calling("double", array([[1, 0, 1, 0]], dtype)))
     assert item.tensors["doubled"].dtype == "float32"

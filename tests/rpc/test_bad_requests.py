@@ -106,6 +106,12 @@ RUNS: dict[str, tuple[dict[str, Any], StatusCode, str | None, str]] = {
         "inputs",
         "bool",
     ),
+    "integers": (
+        {"inputs": types.Inputs(tensor=tensor(np.zeros((2, *SHAPE), np.int64), "INT64"))},
+        BAD,
+        "inputs",
+        "int64 values",
+    ),
     "no dtype": ({"inputs": inputs(dtype="UNSPECIFIED")}, BAD, "inputs.dtype", "DATA_TYPE_FLOAT32"),
     "truncated bytes": ({"inputs": inputs(data=bytes(127))}, BAD, "inputs.data", "takes 128"),
     "NaN": ({"inputs": inputs(math.nan)}, BAD, "inputs", "(?i)nan"),
