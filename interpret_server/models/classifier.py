@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 
 from ..errors import FailedPrecondition, InvalidRequest
 from .batching import InGroups
+from .execution import fast_form, is_hooked
 from .relu_rules import ReluRule, relu_rule
 from .targets import TargetKind, Targets
 
@@ -133,13 +134,20 @@ class Classifier:
         self.input_layout, self.labels, self.sha256 = input_layout, labels, sha256
         self.dtype, self.device = dtype, device or torch.device("cpu")
         self._bounds, self._mean = bounds, mean
+        self._prepare()
         self._plans: OrderedDict[tuple[str, ...], Callable[[Tensor], tuple[Tensor, ...]]] = (
             OrderedDict()
         )
 
+    def _prepare(self) -> None:
+        module = self.module
+        self._modules = tuple(module.modules())
+        self._fast = ClassifierModule(module.normalise, fast_form(module.body), module.head)
+
     def __call__(self, x: Tensor) -> Tensor:
         """Logits `(N, K)` of inputs `(N, *input_shape)`; differentiable."""
-        logits: Tensor = self.module(x)
+        hooked = is_hooked(self._modules)
+        logits: Tensor = (self.module if hooked else self._fast)(x)
         return logits
 
     def to(self, device: torch.device) -> Self:
@@ -147,6 +155,7 @@ class Classifier:
         self.module.to(device)
         self._mean = None if self._mean is None else self._mean.to(device)
         self.device = device
+        self._prepare()
         self._plans.clear()
         return self
 
