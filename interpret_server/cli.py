@@ -12,6 +12,7 @@ import click
 
 from . import __version__
 from .config import ConfigError, Settings, load_settings
+from .engine.allocator import keep_freed_memory
 
 if TYPE_CHECKING:
     from .engine.api import Worker
@@ -59,6 +60,7 @@ def serve(config: Path | None, ready_file: Path | None, **flags: Any) -> None:
     logging.basicConfig(
         level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
+    keep_freed_memory()
     worker = _worker(settings)
 
     def announce(address: str) -> None:

@@ -1,0 +1,31 @@
+"""Settings of the C library's allocator for large tensors. Imports no torch."""
+
+import ctypes
+import sys
+
+# glibc's malloc.h: parameters of mallopt.
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
+_MIB = 1 << 20
+
+
+def keep_freed_memory() -> bool:
+    """Let the process use freed memory again instead of returning it to the system each time.
+
+    Otherwise glibc maps every message and activation of some hundred KiB afresh, and the kernel
+    clears its pages again. Up to 512 MiB of freed memory stay with the process.
+
+    Returns:
+        Whether the C library has these settings; elsewhere nothing is done.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):  # another C library
+        return False
+    taken = [
+        mallopt(_M_MMAP_THRESHOLD, 32 * _MIB),
+        mallopt(_M_TRIM_THRESHOLD, 512 * _MIB),
+        mallopt(_M_TOP_PAD, 64 * _MIB),
+    ]
+    return all(taken)
