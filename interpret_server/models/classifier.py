@@ -141,11 +141,13 @@ class Classifier:
 
     def _prepare(self) -> None:
         module = self.module
-        self._modules = tuple(module.modules())
+        self._body, self._modules = module.body, tuple(module.modules())
         self._fast = ClassifierModule(module.normalise, fast_form(module.body), module.head)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Logits `(N, K)` of inputs `(N, *input_shape)`; differentiable."""
+        if self.module.body is not self._body:  # somebody put another one in its place
+            self._prepare()
         hooked = is_hooked(self._modules)
         logits: Tensor = (self.module if hooked else self._fast)(x)
         return logits

@@ -83,3 +83,11 @@ def test_a_hook_on_any_module_sees_its_values(net: Classifier, place: str) -> No
     assert len(seen) == 1
     assert torch.equal(hooked, net(x))
     assert len(seen) == 1
+
+
+def test_a_body_put_in_place_of_the_old_one_is_used(net: Classifier) -> None:
+    x = torch.rand(2, 3, 33, 31, dtype=net.dtype)
+    before = net(x)
+    net.module.body = nn.Sequential(net.module.body, nn.Linear(5, 5, bias=False).to(net.dtype))
+    assert torch.equal(net(x), net.module(x))
+    assert not torch.equal(net(x), before)
