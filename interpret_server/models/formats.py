@@ -1,6 +1,7 @@
 """Which format a model file has, told by its bytes. Runs no code of the file; imports no torch."""
 
 import hashlib
+import re
 import zipfile
 from pathlib import Path
 from typing import BinaryIO
@@ -13,6 +14,8 @@ _NAMES = {
     Format.ONNX: "an ONNX model",
     Format.EXPORTED_PROGRAM: "a torch.export archive",
 }
+_EXPORTED = "serialized_exported_program.json"  # of PyTorch 2.1 to 2.7
+_EXPORTED_MODEL = re.compile(r"(^|/)models/[^/]+\.json$")  # since PyTorch 2.8
 _ONNX_GRAPH = 7  # the field of ModelProto that holds the graph
 _PICKLE = b"\x80"
 
@@ -27,7 +30,7 @@ def identify(path: Path, stated: Format | None = None) -> Format:
     Raises:
         NotFound: there is no such file.
         InvalidModel: the file is truncated, of no known format, or not of the stated format.
-        ModelRejected: the format is known, but not served yet.
+        ModelRejected: the file is an AOTInductor package, which holds no program.
     """
     try:
         with path.open("rb") as file:
@@ -38,10 +41,6 @@ def identify(path: Path, stated: Format | None = None) -> Format:
         raise InvalidModel(
             f"manifest.format: the manifest says {_NAMES[stated]}, but the file is "
             f"{_NAMES[found]}; correct the format or leave it out"
-        )
-    if found is Format.EXPORTED_PROGRAM:
-        raise ModelRejected(
-            "torch.export archives are not supported yet; export the model to TorchScript or ONNX"
         )
     return found
 
@@ -59,12 +58,12 @@ def _sniff(file: BinaryIO) -> Format:
     if start[:1] == _PICKLE:
         raise InvalidModel(
             "the file is a pickled checkpoint, which holds no program that can be served; "
-            "export the model to TorchScript or ONNX"
+            "export the model to TorchScript, ONNX or torch.export"
         )
     if _is_onnx(file):
         return Format.ONNX
     raise InvalidModel(
-        "the file is neither a TorchScript archive nor an ONNX model, or it is truncated"
+        "the file is no TorchScript or torch.export archive and no ONNX model, or it is truncated"
     )
 
 
@@ -76,16 +75,19 @@ def _sniff_zip(file: BinaryIO) -> Format:
         raise InvalidModel("the file is a truncated or corrupt archive") from None
     if any(name.endswith("constants.pkl") for name in names):
         return Format.TORCHSCRIPT
-    if any("exported_program" in name or name.endswith("archive_format") for name in names) or any(
-        "/models/" in name and name.endswith(".json") for name in names
-    ):
+    if _EXPORTED in names or any(_EXPORTED_MODEL.search(name) for name in names):
         return Format.EXPORTED_PROGRAM
+    if any("data/aotinductor/" in name or name.endswith("/archive_format") for name in names):
+        raise ModelRejected(
+            "the file is an AOTInductor package, which holds compiled code and no program; save "
+            "the exported program with torch.export.save instead"
+        )
     if any(name.endswith("data.pkl") for name in names):
         raise InvalidModel(
             "the file is a pickled checkpoint (saved with torch.save), which holds no program "
-            "that can be served; export the model to TorchScript or ONNX"
+            "that can be served; export the model to TorchScript, ONNX or torch.export"
         )
-    raise InvalidModel("the file is a zip archive, but not a TorchScript archive")
+    raise InvalidModel("the file is a zip archive, but no TorchScript or torch.export archive")
 
 
 def _is_onnx(file: BinaryIO) -> bool:

@@ -37,13 +37,13 @@ def _zip(*names: str) -> bytes:
 @pytest.mark.parametrize(
     ("content", "error", "sentence"),
     [
-        (b"", InvalidModel, "neither a TorchScript archive nor an ONNX model"),
-        (b"not a model at all", InvalidModel, "neither a TorchScript archive nor an ONNX model"),
-        (b"\x89HDF\r\n\x1a\n", InvalidModel, "neither a TorchScript archive nor an ONNX model"),
+        (b"", InvalidModel, "no TorchScript or torch.export archive and no ONNX model"),
+        (b"not a model at all", InvalidModel, "no TorchScript or torch.export archive and no ONNX model"),
+        (b"\x89HDF\r\n\x1a\n", InvalidModel, "no TorchScript or torch.export archive and no ONNX model"),
         (b"\x80\x02}q\x00.", InvalidModel, "pickled checkpoint"),
         (_bytes(Net().state_dict()), InvalidModel, "pickled checkpoint"),
         (_zip("model/data.txt"), InvalidModel, "not a TorchScript archive"),
-        (_zip("m/archive_format", "m/models/model.json"), ModelRejected, "not supported yet"),
+        (_zip("m/archive_format", "m/data/aotinductor/m.so"), ModelRejected, "AOTInductor"),
         (_zip("m/data.pkl", "m/constants.pkl", "m/version"), InvalidModel, "corrupt"),
     ],
 )
