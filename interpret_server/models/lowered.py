@@ -24,6 +24,9 @@ class Lowered:
         output_names: the file's names of the outputs, in order; empty where it has none.
         layers: layer name -> node name, in order of execution.
         notes: what a user should know, one sentence each.
+        mixes_rows: in the file's own execution the rows of a batch influence each other, so that
+            it is compared one row at a time.
+        row_by_row: in the graph too, so that it is to be run one row at a time.
     """
 
     graph: fx.GraphModule
@@ -31,3 +34,5 @@ class Lowered:
     output_names: tuple[str, ...] = ()
     layers: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    mixes_rows: bool = False
+    row_by_row: bool = False

@@ -8,6 +8,7 @@ from ..lowered import Lowered, Unlowerable
 from .builder import FixedBatch
 from .file import Header, TensorInfo, load, read_header
 from .importer import Importer
+from .rows import RowByRow
 from .runtime import OnnxRuntime, runtime
 
 __all__ = [
@@ -22,12 +23,19 @@ __all__ = [
 ]
 
 
-def import_model(path: Path) -> Lowered:
+def import_model(path: Path, *, straight_through: bool = False) -> Lowered:
     """An ONNX file in canonical form, for inference, with a batch axis of any size.
 
     Batch normalisation and dropout take their inference form, float16 becomes float32, and a batch
     size that the file fixes is made free where its shapes allow it; the notes say so. Names of
     layers are those of nodes where they have unique ones, else those of values.
+
+    A dynamic quantisation takes its range over each row, as the file does for a row alone.
+
+    Args:
+        path: of the file.
+        straight_through: rounding to integers passes gradients on unchanged, except where it
+            saturates; without it, a network of quantised activations is not differentiable.
 
     Raises:
         Unlowerable: naming the operator or construct that is not supported.
@@ -35,14 +43,25 @@ def import_model(path: Path) -> Lowered:
     """
     model = load(path)
     notes: list[str] = []
-    importer = Importer(model, free_batch=True, faithful=False)
-    try:
-        lowered = importer.run()
-    except FixedBatch:
-        importer = Importer(model, free_batch=False, faithful=False)
-        lowered = importer.run()
+    wanted = {"free_batch": True, "rows_apart": True}
+    while True:
+        importer = Importer(model, **wanted, faithful=False, straight_through=straight_through)
+        try:
+            lowered = importer.run()
+            break
+        except FixedBatch:
+            wanted["free_batch"] = False
+        except RowByRow:
+            wanted["rows_apart"] = False
+    if not wanted["free_batch"]:
         notes.append(
             f"The file fixes the batch size to {importer.fixed}; its shapes allow no other."
+        )
+    if importer.builder.mixes_rows:
+        lowered.mixes_rows, lowered.row_by_row = True, not wanted["rows_apart"]
+        notes.append(
+            "The file quantises with a range over all rows of a batch; each row is computed as "
+            "the file computes it alone."
         )
     if importer.builder.freed:
         notes.append(

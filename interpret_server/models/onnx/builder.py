@@ -63,6 +63,7 @@ class Builder:
         self.root = nn.Module()
         self.fixed_batch = fixed_batch
         self.freed = False
+        self.mixes_rows, self.rows_apart = False, True  # see rows.py
         self._anchor: fx.Node | None = None
         self._stored: dict[int, tuple[Tensor, fx.Node]] = {}
         self._folded = 0

@@ -28,6 +28,7 @@ class Call:
         name: the layer's name.
         builder: the graph under construction.
         faithful: keep float16 and training mode as the file has them.
+        straight_through: rounding to integers passes gradients on.
     """
 
     operator: str
@@ -38,6 +39,7 @@ class Call:
     name: str
     builder: Builder
     faithful: bool = False
+    straight_through: bool = False
 
     # Attributes.
 

@@ -16,6 +16,7 @@ from .call import Call
 from .file import MAX_NODES, TensorInfo, header
 from .functions import schema_function
 from .registry import find
+from .rows import follow_rows
 from .values import HALF, Maybe, Numbers, Output, Value, to_tensor
 
 _DEEPEST = 32
@@ -33,15 +34,26 @@ class Importer:
         model: a checked file with its data.
         free_batch: make the first axis of every input of any size, also where the file fixes it.
         faithful: keep float16 and training mode as the file has them.
+        straight_through: rounding to integers passes gradients on.
+        rows_apart: dynamic quantisation takes its range over each row, rather than the batch.
     """
 
-    def __init__(self, model: ModelProto, *, free_batch: bool, faithful: bool) -> None:
-        self.model, self.faithful = model, faithful
+    def __init__(
+        self,
+        model: ModelProto,
+        *,
+        free_batch: bool,
+        faithful: bool,
+        straight_through: bool = False,
+        rows_apart: bool = True,
+    ) -> None:
+        self.model, self.faithful, self.straight_through = model, faithful, straight_through
         self.header = header(model)
         fixed = {info.batch for info in self.header.inputs if info.batch is not None}
         self.fixed = min(fixed) if len(fixed) == 1 else None
         self.free_batch = free_batch and len(fixed) <= 1
         self.builder = Builder(self.fixed if self.free_batch else None)
+        self.builder.rows_apart = rows_apart
         self.functions = {(_domain(f.domain), f.name): f for f in model.functions}
         self.layers: dict[str, str] = {}
         self.halves = False
@@ -58,6 +70,7 @@ class Importer:
             Unlowerable: naming what is not supported.
             InvalidModel: the graph asks for too large constants, or makes no sense.
             FixedBatch: the graph does not run at other batch sizes than the file's.
+            RowByRow: a dynamic quantisation cannot keep the rows apart.
         """
         graph = self.model.graph
         if graph.sparse_initializer:
@@ -145,6 +158,7 @@ class Importer:
                 raise InvalidModel(f"model: the graph expands to more than {MAX_NODES} nodes")
             inputs = [self._input(values, name) for name in node.input]
             results = self._node(node, inputs, values, versions, given, depth)
+            follow_rows(node.op_type, inputs, results, self.builder)
             named = zip(node.output, results, strict=False)
             values |= {name: result for name, result in named if name}
             if depth == 0:
@@ -178,6 +192,7 @@ class Importer:
             name=name,
             builder=self.builder,
             faithful=self.faithful,
+            straight_through=self.straight_through,
         )
         if (domain, node.op_type) in self.functions:
             function = self.functions[domain, node.op_type]

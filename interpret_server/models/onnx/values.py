@@ -29,6 +29,22 @@ DTYPES: Mapping[int, torch.dtype] = {
     TensorProto.UINT64: torch.uint64,
     TensorProto.BFLOAT16: torch.bfloat16,
 }
+_TORCH: Any = torch  # whose type stubs leave these out
+INT2, INT4, UINT2, UINT4 = (getattr(_TORCH, name) for name in ("int2", "int4", "uint2", "uint4"))
+# Types of weights; a number of less than 8 bits takes a byte here.
+_STORED: Mapping[int, tuple[torch.dtype, type]] = {
+    TensorProto.INT4: (INT4, np.int8),
+    TensorProto.UINT4: (UINT4, np.uint8),
+    TensorProto.INT2: (INT2, np.int8),
+    TensorProto.UINT2: (UINT2, np.uint8),
+}
+_FLOAT8: Mapping[int, torch.dtype] = {
+    TensorProto.FLOAT8E4M3FN: torch.float8_e4m3fn,
+    TensorProto.FLOAT8E4M3FNUZ: torch.float8_e4m3fnuz,
+    TensorProto.FLOAT8E5M2: torch.float8_e5m2,
+    TensorProto.FLOAT8E5M2FNUZ: torch.float8_e5m2fnuz,
+    TensorProto.FLOAT8E8M0: torch.float8_e8m0fnu,
+}
 HALF = frozenset({torch.float16, torch.bfloat16})
 
 
@@ -58,6 +74,10 @@ def dtype_of(code: int) -> torch.dtype:
     Raises:
         Unlowerable: torch has none.
     """
+    if code in _STORED:
+        return _STORED[code][0]
+    if code in _FLOAT8:
+        return _FLOAT8[code]
     if code not in DTYPES:
         raise Unlowerable(f"tensors of type {TensorProto.DataType.Name(code)} are not supported")
     return DTYPES[code]
@@ -77,6 +97,10 @@ def to_tensor(proto: TensorProto) -> Tensor:
         raise InvalidModel(
             f"model: the tensor {proto.name!r} holds other data than its shape says"
         ) from error
+    if proto.data_type in _STORED:
+        return torch.from_numpy(array.astype(_STORED[proto.data_type][1])).view(dtype)
+    if proto.data_type in _FLOAT8:
+        return torch.from_numpy(np.array(array.view(np.uint8), order="C")).view(dtype)
     if dtype is torch.bfloat16:
         return torch.from_numpy(np.array(array.view(np.int16), order="C")).view(torch.bfloat16)
     return torch.from_numpy(np.array(array, order="C"))

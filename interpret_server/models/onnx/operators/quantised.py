@@ -1,0 +1,116 @@
+"""Quantisation: to integers, and back."""
+
+import torch
+from torch import Tensor, fx
+
+from ..call import Call
+from ..grid import dequantise, dynamic_scale, quantise
+from ..registry import operator
+from ..rows import keep_rows, range_axes
+from ..values import Maybe, Output, Value, dtype_of
+
+_INTEGERS = "integers"
+_DEEPEST = 16
+MICROSOFT = "com.microsoft"
+
+
+def form_of(call: Call, *values: Maybe) -> str:
+    """What a quantised result is held as; see `grid`. Constants stay integers."""
+    if call.faithful or not any(isinstance(value, fx.Node) for value in values):
+        return "integers"
+    return "straight_through" if call.straight_through else "numbers"
+
+
+def carried(value: Value, grid: torch.dtype) -> Value:
+    """A value that holds integers of a type, whatever it is held as."""
+    if isinstance(value, fx.Node):
+        value.meta[_INTEGERS] = grid
+    return value
+
+
+def integer_type(call: Call, x: Maybe, default: torch.dtype = torch.uint8) -> torch.dtype:
+    """The type of a quantised value: its own, or that which its floating-point numbers stand for.
+
+    Operators in between, such as pooling and reshapes, keep the type of their first input.
+    """
+    dtype = None if x is None else call.dtype(x)
+    if isinstance(x, Tensor) or (dtype is not None and not dtype.is_floating_point):
+        return dtype or default
+    for _ in range(_DEEPEST):
+        if not isinstance(x, fx.Node):
+            break
+        if _INTEGERS in x.meta:
+            grid: torch.dtype = x.meta[_INTEGERS]
+            return grid
+        x = next(iter(x.all_input_nodes), None)
+    return default
+
+
+def holds_integers(x: Value) -> bool:
+    """Whether a value is floating-point numbers that stand for integers."""
+    return isinstance(x, fx.Node) and _INTEGERS in x.meta
+
+
+@operator("QuantizeLinear")
+@operator("QuantizeLinear", domain=MICROSOFT)
+def quantize_linear(call: Call, x: Value, scale: Value, zero: Maybe = None) -> Output:
+    grid = torch.uint8
+    if zero is not None:
+        grid = integer_type(call, zero)
+    elif call.integer("output_dtype"):
+        grid = dtype_of(call.integer("output_dtype"))
+    precision = call.integer("precision")
+    result = call.function(
+        quantise,
+        x,
+        scale,
+        zero,
+        call.integer("axis", 1),
+        call.integer("block_size"),
+        grid,
+        call.target_dtype(precision) if precision else None,
+        form_of(call, x),
+    )
+    return carried(result, grid)
+
+
+@operator("DequantizeLinear")
+@operator("DequantizeLinear", domain=MICROSOFT)
+def dequantize_linear(call: Call, x: Value, scale: Value, zero: Maybe = None) -> Output:
+    wanted = call.integer("output_dtype")
+    return call.function(
+        dequantise,
+        x,
+        scale,
+        zero,
+        call.integer("axis", 1),
+        call.integer("block_size"),
+        call.target_dtype(wanted) if wanted else None,
+    )
+
+
+def dynamic(call: Call, x: Value) -> tuple[Value, Value, Value]:
+    """A value on the integers from 0 to 255, with the scale and zero point that fit its range."""
+    axes, form = range_axes(call, x), form_of(call, x)
+    scale, zero = call.several(
+        dynamic_scale, x, axes, call.faithful, count=2, kind="quantization_range"
+    )
+    for parameter in (scale, zero):
+        keep_rows(parameter, axes)
+    values = call.function(
+        quantise, x, scale, zero, 1, 0, torch.uint8, None, form, kind="quantize_linear"
+    )
+    return carried(values, torch.uint8), scale, carried(zero, torch.uint8)
+
+
+def as_type(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Whole numbers as integers."""
+    return x.to(dtype)
+
+
+@operator("DynamicQuantizeLinear")
+def dynamic_quantize_linear(call: Call, x: Value) -> Output:
+    values, scale, zero = dynamic(call, x)
+    if call.faithful:
+        zero = call.function(as_type, zero, torch.uint8, kind="cast")
+    return [values, scale, zero]
