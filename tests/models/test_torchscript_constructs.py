@@ -148,7 +148,46 @@ class KeepsItsLast(nn.Module):
         return self.last * 2
 
 
-@pytest.mark.parametrize("module", [Aliases, EditsConstants, KeepsItsLast])
+class WritesToParts(nn.Module):
+    """Writes through every kind of view, read again through others."""
+
+    def forward(self, x: Tensor):
+        x = x * 1.0
+        rows = x.view(x.size(0), -1)
+        last = x[:, -1]
+        column = x.transpose(1, 2)[:, 3]
+        x[:, 0] = 0.5
+        x[:, 1:3, ::2] *= 2.0
+        x[:, 2:4] = x[:, 0:2]
+        last.sub_(x[:, 1])
+        column += last[:, :1]
+        first, second = x.chunk(2, 1)
+        second.transpose(1, 2)[:, 1:4].relu_()
+        parts = torch.unbind(first, 2)
+        parts[5].copy_(parts[4])
+        x[x > 1.5] = 1.0
+        rows[:, -3:] = torch.ones(3, dtype=x.dtype)
+        x.diagonal(0, 1, 2).neg_()
+        return rows, x.sum(1), column, first * 1.0, last
+
+
+class BuildsFromParts(nn.Module):
+    def forward(self, x: Tensor):
+        table = torch.zeros(x.size(0), 6, 8, dtype=x.dtype)
+        table[:, :3] = x[:, 3:]
+        table[:, 4, 0] = x[:, 0].sum(1)
+        shifted = torch.zeros_like(x)
+        shifted[:, :, 1:] = x[:, :, :-1]
+        shifted.index_fill_(1, torch.tensor([0]), 2.0)
+        shifted.unsqueeze_(1).squeeze_(1).masked_fill_(shifted > 1, 0.0)
+        shifted[:, torch.tensor([1, 2]), 0] = 4.0
+        table.zero_() if x.size(1) == 5 else table.add_(shifted)
+        return table
+
+
+@pytest.mark.parametrize(
+    "module", [Aliases, EditsConstants, KeepsItsLast, WritesToParts, BuildsFromParts]
+)
 def test_writes_are_seen_through_every_alias(module, tmp_path):
     result = agrees(script(module(), tmp_path / "model.pt"), X)
     targets = [str(node.target) for node in result.graph.graph.nodes]

@@ -100,17 +100,17 @@ class Accumulates(nn.Module):
         return x * self.total
 
 
-class WritesToPart(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        x = x * 1.0
-        x[:, 0] = 0.0
-        return x
-
-
-class WritesThroughView(nn.Module):
+class WritesToDetached(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = x * 1.0
-        y.view(x.size(0), -1).relu_()
+        y.detach()[:, 0] = 0.0
+        return y
+
+
+class WritesToExpanded(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.sum(1, keepdim=True)
+        y.expand(-1, 3, -1).relu_()
         return y
 
 
@@ -138,8 +138,8 @@ class TakesList(nn.Module):
         (Forked, "prim::fork is not supported"),
         (Counts, "it changes its own calls"),
         (Accumulates, "aten::add_ changes the model's own total"),
-        (WritesToPart, r"aten::\w+ writes to memory that another tensor shares"),
-        (WritesThroughView, "aten::relu_ writes to memory that another tensor shares"),
+        (WritesToDetached, r"aten::\w+ writes to a detached tensor"),
+        (WritesToExpanded, "aten::relu_ writes to a tensor whose elements share memory"),
         (Quantized, "quantized tensors are not supported"),
         (TakesList, "the input xs is a List"),
     ],

@@ -180,19 +180,20 @@ def _avg_pool(call: Call) -> Layer:
     return Layer(module, call.tensor("self"), call.operator)
 
 
+_ADAPTIVE = {
+    "avg": (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
+    "max": (nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d),
+}
+
+
 @PLAIN_LAYERS.register("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d")
-def _adaptive_avg_pool(call: Call) -> Layer:
-    axes = int(call.operator[-2])
-    module = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)[axes - 1](
-        expanded(call.static("output_size"), axes)
-    )
-    return Layer(module, call.tensor("self"), call.operator)
-
-
 @PLAIN_LAYERS.register("adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d")
-def _adaptive_max_pool(call: Call) -> Layer:
-    axes = int(call.operator[-2])
-    module = (nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d)[axes - 1](
-        expanded(call.static("output_size"), axes)
-    )
-    return Layer(module, call.tensor("self"), call.operator)
+def _adaptive_pool(call: Call) -> Layer:
+    axes, source = int(call.operator[-2]), call.tensor("self")
+    sizes = expanded(call.items["output_size"], axes)
+    kept = [
+        None if call.is_size(size, source, axis) else call.constant(size)
+        for axis, size in enumerate(sizes, start=source.value.dim() - axes)
+    ]
+    module = _ADAPTIVE[call.operator[9:12]][axes - 1](tuple(kept) if axes > 1 else kept[0])
+    return Layer(module, source, call.operator)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .recorder import Recorder
@@ -23,10 +24,23 @@ class Call:
     items: dict[str, Item]
 
     def static(self, name: str) -> Any:
-        """A plain argument."""
-        if origin_of(self.items[name]) >= Origin.DATA:
+        """A plain constant argument."""
+        return self.constant(self.items[name])
+
+    def constant(self, item: Item) -> Any:
+        """What a constant item holds."""
+        if origin_of(item) is not Origin.CONSTANT:
             raise NotCanonical
-        return self.recorder.static(self.items[name], f"{self.operator}'s {name}")
+        return self.recorder.static(item, self.operator)
+
+    def is_size(self, item: Item, source: Value, axis: int) -> bool:
+        """Whether an item is the size of `source` along an axis, whatever that is."""
+        node = item.node if isinstance(item, Value) else None
+        return (
+            node is not None
+            and node.target is torch.ops.aten.sym_size.int
+            and node.args == (source.node, axis)
+        )
 
     def tensor(self, name: str) -> Value:
         """A tensor argument that depends on the input."""
@@ -40,12 +54,9 @@ class Call:
         item = self.items[name]
         if not isinstance(item, Value) or item.origin is not Origin.CONSTANT:
             raise NotCanonical
-        weight: Tensor | None = item.value
-        if weight is None:
-            return None
         self.recorder.check(item)
-        # A tensor that the walk itself made may still be written to in place.
-        return weight if item.storage in self.recorder.owned else weight.clone()
+        weight: Tensor | None = item.value
+        return weight
 
     def required(self, name: str) -> Tensor:
         """A constant tensor."""

@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..lowered import Unlowerable
 from .activations import PLAIN_LAYERS
 from .canonical import Call, NotCanonical
+from .memory import link, reshape_in_place, write
 from .recorder import Recorder
+from .structure import Structure
 from .values import DTYPES, MEMORY_FORMATS, Item, Origin, Value, concrete, leaves, origin_of
 from .weighted import WEIGHTED_LAYERS
 
@@ -59,10 +60,11 @@ class Operators:
 
     Args:
         recorder: where nodes go.
+        structure: the operators on shapes and numbers.
     """
 
-    def __init__(self, recorder: Recorder) -> None:
-        self.recorder = recorder
+    def __init__(self, recorder: Recorder, structure: Structure) -> None:
+        self.recorder, self.structure = recorder, structure
 
     def run(self, schema: Any, items: Sequence[Item]) -> Item:
         """What an operator gives for `items`, which are in the order of its schema.
@@ -109,6 +111,11 @@ class Operators:
         raise Unlowerable(f"the operator {schema.name} is not supported{self._where()}")
 
     def _pure(self, name: str, schema: Any, items: Sequence[Item]) -> Item:
+        result = self._computed(name, schema, items)
+        link(name, items, result, lambda again: self._computed(name, schema, again))
+        return result
+
+    def _computed(self, name: str, schema: Any, items: Sequence[Item]) -> Item:
         function = self._overload(name, schema)
         origin = self._origin(function, items)
         if origin is Origin.CONSTANT:
@@ -175,7 +182,7 @@ class Operators:
     def _fold(self, result: Any) -> Item:
         if isinstance(result, (list, tuple)):
             return type(result)(self._fold(element) for element in result)
-        return self.recorder.keep(Value(result)) if isinstance(result, Tensor) else Value(result)
+        return Value(result)
 
     def _origin(self, function: Any, items: Sequence[Item]) -> Origin:
         origin = origin_of(list(items))
@@ -270,37 +277,56 @@ class Operators:
         self.recorder.check(target)
         function = self._overload(name, schema)
         metadata_only = _METADATA_ONLY in function.tags
+        if name == "embedding_renorm_" and origin_of([target, *items[2:]]) is Origin.CONSTANT:
+            return self._renormalised(target, *(concrete(item) for item in items[2:]))
         if target.storage and target.storage in self.recorder.owned and not metadata_only:
             if not target.path.endswith(_STATISTICS):
                 what = target.path or "constants"
                 raise Unlowerable(f"{schema.name} changes the model's own {what}{self._where()}")
             target.stale = schema.name
             return target
-        shared = [] if metadata_only else self.recorder.sharing(target)
-        constant = origin_of(list(items)) is Origin.CONSTANT and _RANDOM not in function.tags
-        if constant and not metadata_only:
-            self._evaluate(function, schema, items)
-            for other in (target, *shared):
-                if other.origin is Origin.CONSTANT:
-                    other.node = None
-                else:
-                    other.stale = schema.name
-            return target
-        before = target.value
-        functional = name.removesuffix("_")
-        result = self._pure(functional, self._functional(functional, schema), items)
+        result = self._written(name.removesuffix("_"), schema, items)
         if not isinstance(result, Value) or not result.is_tensor:
             raise Unlowerable(f"{schema.name} is not supported{self._where()}")
-        if not metadata_only and result.value.shape != before.shape:
+        if metadata_only:
+            if result.view is None or result.view.base is not target:
+                raise Unlowerable(f"{schema.name} is not supported{self._where()}")
+            reshape_in_place(target, result, result.view)
+            return target
+        if result.value.shape != target.value.shape:
             raise Unlowerable(f"{schema.name} changes a shape{self._where()}")
-        if result.value.dtype is not before.dtype:
-            result = self.cast(result, before.dtype)
-        for other in shared:
-            other.stale = schema.name
-        # The caller's tensor and this one are the same object: it now is the result.
-        target.value, target.node, target.origin = result.value, result.node, result.origin
-        target.number = None
+        write(self, target, self.cast(result, target.value.dtype), schema.name)
         return target
+
+    def _renormalised(self, target: Value, limit: float, order: float) -> Value:
+        """An embedding shortens the rows that it looks up; here all, since the others are not read.
+
+        The limit and the epsilon are those of `embedding_renorm_` in ATen.
+        """
+        table = target.value
+        norms = table.norm(order, 1, keepdim=True)
+        short = torch.where(norms > limit, table * (limit / (norms + 1e-7)), table)
+        write(self, target, Value(short), "embedding_renorm_")
+        return target
+
+    def _written(self, name: str, schema: Any, items: Sequence[Item]) -> Item:
+        """What an operator without its trailing underscore gives."""
+        target, *rest = items
+        if name in ("copy", "fill", "zero"):
+            value = self.structure.box(Value(0)) if name == "zero" else rest[0]
+            if not value.is_tensor:
+                value = self.structure.box(value)
+            value = self.cast(value, target.value.dtype)
+            sizes = self.structure.size([target])
+            filled = self.call(torch.ops.aten.expand.default, [value, sizes, Value(False)])
+            # The example's memory must not look shared, since a write makes a copy.
+            return Value(filled.value.clone(), filled.origin, filled.node)
+        return self._pure(name, self._functional(name, schema), items)
+
+    def call(self, function: Any, items: Sequence[Item]) -> Item:
+        """Run an operator of PyTorch; `items` are in the order of its schema."""
+        name = function._schema.name.removeprefix("aten::")
+        return self._pure(name, function._schema, items)
 
     def dtype(self, code: int) -> torch.dtype:
         """The dtype of a number in TorchScript code."""
@@ -314,7 +340,7 @@ class Operators:
             return value
         if value.origin is Origin.CONSTANT:
             self.recorder.check(value)
-            return self.recorder.keep(Value(value.value.to(dtype)))
+            return Value(value.value.to(dtype))
         result: Value = self.recorder.function(
             torch.ops.aten.to.dtype,
             (value, Value(dtype)),

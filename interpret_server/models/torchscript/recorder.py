@@ -1,7 +1,6 @@
 """Writes the FX graph: nodes with names and kinds, constants, guards, and the finished module."""
 
 import operator
-import weakref
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..lowered import Lowered, Unlowerable
+from .memory import refresh
 from .values import Item, Origin, Value
 
 _GUARD_ROWS = (1, 2, 3)  # batch sizes at which decisions taken on shapes must come out the same
@@ -41,9 +41,8 @@ class Recorder:
         self._attributes: dict[str, Tensor | nn.Module] = {}
         self._entries: list[_Entry] = []
         self._guards: list[tuple[fx.Node, Any, str]] = []
-        self._alive: weakref.WeakSet[Value] = weakref.WeakSet()
         self.inputs = [
-            self.keep(Value(example.detach().clone(), Origin.DATA, self.graph.placeholder(name)))
+            Value(example.detach().clone(), Origin.DATA, self.graph.placeholder(name))
             for name, example in zip(names, examples, strict=True)
         ]
         for value in self.inputs:
@@ -85,21 +84,19 @@ class Recorder:
         return item.value if item.node is None else item.node
 
     def check(self, value: Value) -> None:
-        """Refuse a tensor whose memory was changed through another one.
+        """Make a tensor ready to be read: up to date with writes to the memory that it shows.
 
         Raises:
-            Unlowerable: it was.
+            Unlowerable: its memory was changed in a way that the graph does not follow.
         """
         if value.stale:
-            raise Unlowerable(
-                f"{value.stale} writes to memory that another tensor shares{self.where()}"
-            )
+            raise Unlowerable(f"{value.stale} changes what is read later{self.where()}")
+        refresh(value)
 
     def _constant(self, value: Value) -> fx.Node:
         tensor = value.value
         target = f"_tensor_{len(self._attributes)}"
-        # A tensor that the walk itself made may still be written to in place.
-        self._attributes[target] = tensor if value.storage in self.owned else tensor.clone()
+        self._attributes[target] = tensor
         node = self.graph.get_attr(target)
         node.meta["kind"] = "constant"
         return node
@@ -198,19 +195,7 @@ class Recorder:
     def _layer(self, node: fx.Node, result: Tensor, origin: Origin, kind: str, name: str) -> Value:
         node.meta["kind"] = kind
         self._entries.append(_Entry(name, node))
-        return self.keep(Value(result, origin, node))
-
-    def keep(self, value: Value) -> Value:
-        """Remember a tensor, so that in-place operations find what shares its memory."""
-        self._alive.add(value)
-        return value
-
-    def sharing(self, value: Value) -> list[Value]:
-        """The other values that share the memory of `value`."""
-        storage = value.storage
-        if not storage:
-            return []
-        return [other for other in self._alive if other is not value and other.storage == storage]
+        return Value(result, origin, node)
 
     # Names
 

@@ -5,6 +5,8 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 
 def range_length(start: int, stop: int, step: int) -> int:
     """How many numbers `range(start, stop, step)` holds."""
@@ -14,6 +16,24 @@ def range_length(start: int, stop: int, step: int) -> int:
 def derive_index(index: int, start: int, step: int) -> int:
     """Number `index` of a range."""
     return start + index * step
+
+
+def plain(value: Any) -> Any:
+    """The number in a tensor of one element; a number as it is."""
+    return value.item() if isinstance(value, torch.Tensor) else value
+
+
+def element(sequence: Any, index: int) -> Any:
+    """One character of a string."""
+    return sequence[index]
+
+
+def formatted(template: str, *values: Any) -> str:
+    """A message: TorchScript fills every `{}` in turn."""
+    parts = template.split("{}")
+    texts = [str(value) for value in values][: len(parts) - 1]
+    texts += ["{}"] * (len(parts) - 1 - len(texts))
+    return "".join(part + text for part, text in zip(parts, [*texts, ""], strict=True))
 
 
 def smallest(*values: Any) -> Any:
@@ -62,7 +82,25 @@ SCALARS: dict[str, Callable[..., Any]] = {
     "aten::cos": math.cos,
     "aten::tanh": math.tanh,
     "aten::gcd": math.gcd,
+    "aten::asin": math.asin,
+    "aten::acos": math.acos,
+    "aten::atan": math.atan,
+    "aten::atan2": math.atan2,
+    "aten::tan": math.tan,
+    "aten::sinh": math.sinh,
+    "aten::cosh": math.cosh,
+    "aten::log10": math.log10,
+    "aten::log1p": math.log1p,
+    "aten::expm1": math.expm1,
+    "aten::fabs": math.fabs,
+    "aten::isnan": math.isnan,
+    "aten::isinf": math.isinf,
+    "aten::isfinite": math.isfinite,
+    "aten::factorial": math.factorial,
     "aten::sum": sum,
+    "aten::all": all,
+    "aten::any": any,
+    "aten::sorted": sorted,
     "aten::Int": int,
     "aten::IntImplicit": int,
     "aten::Float": float,
@@ -70,6 +108,17 @@ SCALARS: dict[str, Callable[..., Any]] = {
     "aten::Bool": bool,
     "aten::ScalarImplicit": operator.pos,
     "aten::str": str,
+    "aten::ord": ord,
+    "aten::chr": chr,
+    "aten::lower": str.lower,
+    "aten::upper": str.upper,
+    "aten::strip": str.strip,
+    "aten::split": str.split,
+    "aten::join": str.join,
+    "aten::replace": str.replace,
+    "aten::startswith": str.startswith,
+    "aten::endswith": str.endswith,
+    "aten::find": str.find,
     "prim::abs": abs,
     "aten::abs": abs,
     "prim::min": smallest,

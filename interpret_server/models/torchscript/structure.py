@@ -7,7 +7,7 @@ import torch
 
 from ..lowered import Unlowerable
 from .recorder import Recorder
-from .scalars import SCALARS
+from .scalars import SCALARS, element, formatted, plain
 from .values import (
     DTYPE_CODES,
     Instance,
@@ -95,7 +95,8 @@ class Structure:
         if not isinstance(item, Value) or not item.is_tensor:
             return NotImplemented
         if item.number is not None:
-            return self.python(function, [item.number])
+            same = function is plain or type(item.number.value) is function
+            return item.number if same else self.python(function, [item.number])
         return self.python(function, [item])
 
     def size(self, items: Sequence[Item]) -> Item:
@@ -134,6 +135,13 @@ class Structure:
             return self.size([item, Value(0)]) if item.is_tensor else Value(len(item.value))
         return Value(len(item))
 
+    def message(self, items: Sequence[Item]) -> Item:
+        """A text for people: no graph needs it to be exact where it shows tensors."""
+        try:
+            return Value(formatted(*(concrete(item) for item in items)))
+        except Unlowerable:
+            return Value("")
+
     def position(self, item: Item, what: str) -> Any:
         """An index or key, which the structure of the graph depends on."""
         return self.recorder.static(item, what)
@@ -142,7 +150,7 @@ class Structure:
         """`list[index]`, `dict[key]`."""
         container, index = items
         if isinstance(container, Value):
-            return self.python(lambda text, at: text[at], items)
+            return self.python(element, items)
         return container[self.position(index, "aten::__getitem__'s index")]
 
     def set_item(self, items: Sequence[Item]) -> Item:
@@ -266,6 +274,8 @@ _HANDLERS: dict[str, Handler] = {
     "aten::is_grad_enabled": lambda s, items: Value(True),
     "aten::is_autocast_enabled": lambda s, items: Value(False),
     "aten::is_autocast_cpu_enabled": lambda s, items: Value(False),
+    "aten::format": lambda s, items: s.message(items),
+    "aten::percentFormat": lambda s, items: Value(""),
     "aten::__getitem__": Structure.get_item,
     "aten::_set_item": Structure.set_item,
     "aten::__contains__": lambda s, items: s._contains(items),
@@ -297,6 +307,6 @@ _HANDLERS: dict[str, Handler] = {
     "aten::FloatImplicit": lambda s, items: s._number(float, items),
     "aten::Bool": lambda s, items: s._number(bool, items),
     "aten::is_nonzero": lambda s, items: s._number(bool, items),
-    "aten::ScalarImplicit": lambda s, items: s._number(torch.Tensor.item, items),
-    "aten::item": lambda s, items: s._number(torch.Tensor.item, items),
+    "aten::ScalarImplicit": lambda s, items: s._number(plain, items),
+    "aten::item": lambda s, items: s._number(plain, items),
 }

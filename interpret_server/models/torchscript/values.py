@@ -2,12 +2,16 @@
 
 from collections.abc import Iterator
 from enum import IntEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 import torch
 from torch import fx
 
 from ..lowered import Unlowerable
+
+if TYPE_CHECKING:
+    from .memory import View
 
 DTYPES: dict[int, torch.dtype] = {
     0: torch.uint8,
@@ -54,7 +58,18 @@ class Value:
         number: the number that this zero-dimensional tensor was made from (`prim::NumToTensor`).
     """
 
-    __slots__ = ("__weakref__", "node", "number", "origin", "path", "stale", "value")
+    __slots__ = (
+        "__weakref__",
+        "node",
+        "number",
+        "origin",
+        "outdated",
+        "path",
+        "stale",
+        "value",
+        "view",
+        "views",
+    )
 
     def __init__(
         self,
@@ -67,7 +82,10 @@ class Value:
     ) -> None:
         self.value, self.origin, self.node = value, origin, node
         self.path, self.number = path, number
-        self.stale = ""  # the in-place operation that changed this view's memory
+        self.stale = ""  # the operation that changed memory which no graph keeps track of
+        self.view: View | None = None  # what it was made from, where that shares its memory
+        self.views: WeakSet[Value] = WeakSet()
+        self.outdated = False  # a view whose memory was written to through another one
 
     @property
     def is_tensor(self) -> bool:

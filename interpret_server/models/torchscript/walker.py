@@ -36,8 +36,8 @@ class Walker:
             raise Unlowerable(f"the model takes {len(self._arguments)} inputs")
         names = [argument.name for argument in self._arguments]
         self._recorder = Recorder(names[: len(examples)], examples)
-        self._operators = Operators(self._recorder)
         self._structure = Structure(self._recorder)
+        self._operators = Operators(self._recorder, self._structure)
         self._attributes: dict[tuple[str, str], Item] = {}
         self._written: set[tuple[str, str]] = set()
         self._iterations = 0
@@ -104,7 +104,6 @@ class Walker:
         if isinstance(item, Value):
             if item.storage:
                 self._recorder.owned.add(item.storage)
-                self._recorder.keep(item)
         elif isinstance(item, (list, tuple, dict)):
             self._structure.own.add(id(item))
             for element in item.values() if isinstance(item, dict) else item:

@@ -1,0 +1,88 @@
+"""Every building block, scripted and traced: outputs, gradients, rules; other batches and sizes."""
+
+import io
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchscript_blocks import BLOCKS, Block
+
+from interpret_server.models.relu_rules import ReluRule, relu_rule
+from interpret_server.models.torchscript import ArchiveBody, lower, open_archive
+
+CELLS = [(name, form) for name, block in BLOCKS.items() for form in block.forms]
+
+
+def network(block: Block, dtype: torch.dtype) -> nn.Module:
+    torch.manual_seed(3)
+    return block.build().to(dtype).eval().requires_grad_(False)
+
+
+def inputs(block: Block, shape: tuple[int, ...], rows: int, dtype: torch.dtype) -> Tensor:
+    noise = torch.Generator().manual_seed(rows)
+    if block.tokens:
+        return torch.randint(0, block.tokens, (rows, *shape), generator=noise)
+    return torch.randn(rows, *shape, generator=noise, dtype=torch.float64).to(dtype)
+
+
+def archive(module: nn.Module, form: str, x: Tensor, path: Path) -> torch.jit.ScriptModule:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        made = (
+            torch.jit.trace(module, x, check_trace=False)
+            if form.endswith("trace")
+            else torch.jit.script(module)
+        )
+        if form.startswith("freeze"):
+            made = torch.jit.freeze(made)
+    buffer = io.BytesIO()
+    torch.jit.save(made, buffer)
+    path.write_bytes(buffer.getvalue())
+    return open_archive(path)
+
+
+def explained(forward, x: Tensor, rule: ReluRule) -> tuple[Tensor, Tensor | None]:
+    leaf = x.clone()
+    if x.is_floating_point():
+        leaf.requires_grad_()
+    values = forward(leaf * 1 if x.is_floating_point() else leaf)
+    if not values.requires_grad:
+        return values, None
+    weights = torch.arange(1.0, values.numel() + 1, dtype=torch.float64).cos()
+    with relu_rule(rule):
+        (gradient,) = torch.autograd.grad((values * weights.view_as(values)).sum(), leaf)
+    return values.detach(), gradient
+
+
+def close(found: Tensor, expected: Tensor, tolerance: float) -> None:
+    assert found.shape == expected.shape
+    assert found.dtype == expected.dtype
+    assert torch.equal(found.isnan(), expected.isnan())
+    scale = float(expected.nan_to_num().abs().max()) if expected.numel() else 1.0
+    gap = float((found - expected).nan_to_num().abs().max()) if expected.numel() else 0.0
+    assert gap <= tolerance * max(scale, 1.0)
+
+
+def check(block: Block, form: str, dtype: torch.dtype, tolerance: float, path: Path) -> None:
+    module = network(block, dtype)
+    example = inputs(block, block.shape, 2, dtype)
+    opened = archive(module, form, example, path)
+    graph = lower(opened, [example]).graph
+    # An export may have fixed what depends on sizes: then its own code is the reference.
+    cases = [(block.shape, module), (block.other, ArchiveBody(opened))]
+    for shape, reference in cases:
+        for rows in (1, 5) if shape is not None else ():
+            x = inputs(block, shape, rows, dtype)
+            for rule in (ReluRule.PLAIN, ReluRule.GUIDED):
+                found, expected = (explained(net, x, rule) for net in (graph, reference))
+                close(found[0], expected[0], tolerance)
+                assert (found[1] is None) == (expected[1] is None)
+                if expected[1] is not None:
+                    close(found[1], expected[1], tolerance)
+
+
+@pytest.mark.parametrize(("name", "form"), CELLS)
+def test_a_block_equals_its_eager_module(name, form, tmp_path):
+    check(BLOCKS[name], form, torch.float64, 1e-10, tmp_path / "model.pt")
