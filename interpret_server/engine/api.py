@@ -182,6 +182,29 @@ class LayerInfo:
 
 
 @dataclass(frozen=True)
+class InputInfo:
+    """An input that callers send.
+
+    Args:
+        name: the file's.
+        kind: `values`, `tokens` (looked up in an embedding) or `integers` (a mask, lengths).
+        shape: of one row; -1 where a size is free.
+        dtype: `float32`, `float64` or `int64`.
+        layout: `CHW`, `HWC`, `CL` or `other`.
+        bounds: smallest and largest value, or None.
+        limit: tokens lie in [0, limit); None where it is not known.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    dtype: str
+    layout: str = "other"
+    bounds: tuple[float, float] | None = None
+    limit: int | None = None
+
+
+@dataclass(frozen=True)
 class Verification:
     """How a loaded model was checked against its file.
 
@@ -202,7 +225,12 @@ class Verification:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What is known of a loaded model; `form` is `graph`, `archive` or `runtime`."""
+    """What is known of a loaded model; `form` is `graph`, `archive` or `runtime`.
+
+    `inputs` are what callers send, and `input_*` describe the first of them; `explained_shape` is
+    the row shape of what plugins explain and change: embeddings for tokens, all values of several
+    inputs in one axis. Sizes are -1 where they are free.
+    """
 
     name: str
     version: str
@@ -229,6 +257,8 @@ class ModelInfo:
     notes: tuple[str, ...]
     manifest: Manifest
     max_batch: int
+    inputs: tuple[InputInfo, ...] = ()
+    explained_shape: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """A graph, an archive or a runtime into a `Classifier`."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,9 +22,11 @@ from .logits import (
 )
 from .lowered import Lowered, Unlowerable
 from .manifest import OutputKind, OutputSpec
+from .packing import Packing
 from .precision import to_single
 from .recording import first_undifferentiable, record
 from .relu_rules import count_rectifiers
+from .sources import brief
 from .verification import agree, difference, float32_noise
 
 NO_BOUNDS = (
@@ -178,13 +179,6 @@ def _example(module: nn.Module, probes: Tensor, fixed: int | None) -> tuple[Tens
     raise Unlowerable(f"it does not run ({brief(failure)})") from failure
 
 
-def brief(error: BaseException) -> str:
-    """The last line of an error's message, without what came before it."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    last = lines[-1] if lines else type(error).__name__
-    return re.sub(r"^\w*(Error|Exception): ", "", last)[:300]
-
-
 def _finish(
     module: nn.Module,
     probes: Tensor,
@@ -266,6 +260,9 @@ def assemble(
     *,
     labels: tuple[str, ...] | None = None,
     sha256: str = "",
+    other: Tensor | None = None,
+    encoder: nn.Module | None = None,
+    packing: Packing | None = None,
 ) -> Classifier:
     """The classifier of a body on the CPU, with its layers and capabilities, parameters frozen.
 
@@ -275,12 +272,15 @@ def assemble(
         resolved: the input.
         labels: names of the K classes.
         sha256: of the file.
+        other: rows of another size, where sizes are free.
+        encoder: see `Classifier`.
+        packing: see `Classifier`.
     """
     module = ClassifierModule(resolved.normalise(), body.module, body.head)
     module.eval().requires_grad_(False)
     x = resolved.probes()[1]
     missing = _missing(module, body, x)
-    layers = {} if Capability.LAYERS in missing else _layers(module, body, x)
+    layers = {} if Capability.LAYERS in missing else _layers(module, body, x, other)
     if resolved.bounds is None:
         missing[Capability.BOUNDS] = NO_BOUNDS
     return Classifier(
@@ -297,6 +297,9 @@ def assemble(
         labels=labels,
         sha256=sha256,
         dtype=resolved.dtype,
+        input_sizes=resolved.sizes,
+        encoder=encoder,
+        packing=packing,
     )
 
 
@@ -336,27 +339,50 @@ def _no_gradient(module: ClassifierModule, body: Body, x: Tensor) -> str | None:
     return f"no gradient reaches the input of this model{where}"
 
 
-def _layers(module: ClassifierModule, body: Body, x: Tensor) -> dict[str, Layer]:
+def _layers(
+    module: ClassifierModule, body: Body, x: Tensor, other: Tensor | None
+) -> dict[str, Layer]:
     grouped = body.module if isinstance(body.module, InGroups) else None
     graph: Any = grouped.body if grouped else body.module
     sizes = (grouped.size,) if grouped else (2, 1)
-    with torch.no_grad():
-        batches = [module.normalise(x[torch.arange(rows) % len(x)]) for rows in sizes]
-    trials = [record(graph, batch).shapes for batch in batches]
-    shapes = {
-        node: shape[1:]
-        for node, shape in trials[0].items()
-        if all(
-            trial.get(node) == (rows, *shape[1:]) for rows, trial in zip(sizes, trials, strict=True)
-        )
-    }
+    shapes = _row_shapes(module, graph, x, sizes)
+    moved = {} if other is None else _row_shapes(module, graph, other, sizes)
     nodes = {node.name: node for node in graph.graph.nodes}
     dependent: set[str] = set()
     for node in graph.graph.nodes:
         if node.op == "placeholder" or any(n.name in dependent for n in node.all_input_nodes):
             dependent.add(node.name)
     return {
-        name: Layer(name, str(nodes[node].meta.get("kind", nodes[node].name)), shapes[node], node)
+        name: Layer(
+            name,
+            str(nodes[node].meta.get("kind", nodes[node].name)),
+            shapes[node],
+            node,
+            _free(shapes[node], moved.get(node)),
+        )
         for name, node in body.layers.items()
-        if node in dependent and node in shapes
+        if node in dependent and node in shapes and (other is None or node in moved)
     }
+
+
+def _row_shapes(
+    module: ClassifierModule, graph: Any, x: Tensor, sizes: tuple[int, ...]
+) -> dict[str, tuple[int, ...]]:
+    """The row shape of every node whose values have one row per example."""
+    with torch.no_grad():
+        batches = [module.normalise(x[torch.arange(rows) % len(x)]) for rows in sizes]
+    trials = [record(graph, batch).shapes for batch in batches]
+    return {
+        node: shape[1:]
+        for node, shape in trials[0].items()
+        if all(
+            trial.get(node) == (rows, *shape[1:]) for rows, trial in zip(sizes, trials, strict=True)
+        )
+    }
+
+
+def _free(shape: tuple[int, ...], moved: tuple[int, ...] | None) -> tuple[int | None, ...]:
+    """A shape with None where it differs at another size of the input; empty where it does not."""
+    if moved is None or moved == shape or len(moved) != len(shape):
+        return ()
+    return tuple(a if a == b else None for a, b in zip(shape, moved, strict=True))

@@ -12,10 +12,12 @@ from torch import Tensor, fx, nn
 from ..errors import FailedPrecondition, InvalidRequest
 from .batching import InGroups
 from .execution import fast_form, is_hooked
+from .packing import Packing
 from .relu_rules import ReluRule, relu_rule
 from .targets import TargetKind, Targets
 
 _PLANS = 32  # sub-graphs kept per model
+_SHAPES = 256  # shapes of layers kept per model
 
 
 class Capability(StrEnum):
@@ -25,6 +27,7 @@ class Capability(StrEnum):
     LAYERS = "layers"  # intermediate values can be read and targeted
     RECTIFIERS = "rectifiers"  # the network has rectifiers whose backward rule can be replaced
     BOUNDS = "bounds"  # the manifest states the bounds of the input
+    DETERMINISTIC = "deterministic"  # the same input gets the same answer every time
 
 
 @dataclass(frozen=True)
@@ -34,14 +37,16 @@ class Layer:
     Args:
         name: from the source file (module path, ONNX value name).
         kind: a lowercase word such as `relu`, `conv2d`, `add`.
-        shape: of one row, without the batch axis.
+        shape: of one row, without the batch axis; at the example's sizes, where sizes are free.
         node: the FX node that computes it.
+        sizes: the shape, with None where it follows the input's free sizes; empty where none does.
     """
 
     name: str
     kind: str
     shape: tuple[int, ...]
     node: str
+    sizes: tuple[int | None, ...] = ()
 
 
 class Bounds(NamedTuple):
@@ -98,7 +103,7 @@ class Classifier:
     Args:
         name: the name it is served under.
         module: from inputs `(N, *input_shape)` in the model's bounds to logits `(N, K)`.
-        input_shape: of one row.
+        input_shape: of one row; of an example, where sizes are free.
         classes: K.
         capabilities: what plugins may ask of it.
         lacking: capability -> why it is absent, one sentence.
@@ -108,6 +113,9 @@ class Classifier:
         input_layout: `CHW`, `HWC`, `CL` or `other`.
         labels: names of the classes, or None.
         sha256: of the file.
+        input_sizes: the input's shape, with None where a size is free; empty where none is.
+        encoder: from callers' rows, on the CPU, to inputs; None where they are the same.
+        packing: of several values in a row, or None.
     """
 
     def __init__(
@@ -127,13 +135,20 @@ class Classifier:
         sha256: str = "",
         dtype: torch.dtype = torch.float32,
         device: torch.device | None = None,
+        input_sizes: tuple[int | None, ...] = (),
+        encoder: nn.Module | None = None,
+        packing: Packing | None = None,
     ) -> None:
         self.name, self.module, self.input_shape, self.classes = name, module, input_shape, classes
         self.capabilities, self.lacking = capabilities, dict(lacking)
         self.layers: Mapping[str, Layer] = layers or {}
         self.input_layout, self.labels, self.sha256 = input_layout, labels, sha256
         self.dtype, self.device = dtype, device or torch.device("cpu")
+        self.input_sizes = input_sizes or input_shape
+        self.packing = packing
+        self._encoder = encoder
         self._bounds, self._mean = bounds, mean
+        self._shapes: OrderedDict[tuple[str, tuple[int, ...]], tuple[int, ...]] = OrderedDict()
         self._prepare()
         self._plans: OrderedDict[tuple[str, ...], Callable[[Tensor], tuple[Tensor, ...]]] = (
             OrderedDict()
@@ -151,6 +166,44 @@ class Classifier:
         hooked = is_hooked(self._modules)
         logits: Tensor = (self.module if hooked else self._fast)(x)
         return logits
+
+    def withhold(self, capability: Capability, why: str) -> None:
+        """Take a capability away, for the reason that callers are told."""
+        self.capabilities -= {capability}
+        self.lacking[capability] = why
+
+    def accepts(self, shape: Sequence[int]) -> bool:
+        """Whether a row may have this shape."""
+        return len(shape) == len(self.input_sizes) and all(
+            known in (None, size) and size > 0
+            for known, size in zip(self.input_sizes, shape, strict=True)
+        )
+
+    def encode(self, rows: Tensor) -> Tensor:
+        """Callers' rows, on the CPU, to inputs: tokens become embeddings, several inputs one row.
+
+        Raises:
+            InvalidRequest: a token is out of the embedding's range.
+        """
+        if self._encoder is None:
+            return rows.to(self.dtype)
+        try:
+            encoded: Tensor = self._encoder(rows)
+        except IndexError:
+            raise InvalidRequest.field(
+                "inputs", f"a token is out of the range that {self.name} knows"
+            ) from None
+        return encoded
+
+    def split(self, values: Tensor) -> dict[str, Tensor]:
+        """Values like the inputs, `(N, *input_shape)`, by the name of the file's input.
+
+        What a row only carries along (a mask, token indices) is left out.
+        """
+        if self.packing is None:
+            return {"": values}
+        found = zip(self.packing.parts, self.packing.unpack(values), strict=True)
+        return {part.name: value for part, value in found if not part.fixed}
 
     def to(self, device: torch.device) -> Self:
         """Move this classifier to a device, in place."""
@@ -262,8 +315,27 @@ class Classifier:
             inputs.detach(), objective.detach(), None if logits is None else logits.detach()
         )
 
-    def check_targets(self, targets: Targets) -> None:
+    def layer_shape(self, name: str, row: tuple[int, ...] | None = None) -> tuple[int, ...]:
+        """The shape of a layer's row for an input row of shape `row`."""
+        layer = self.layer(name)
+        if row is None or not layer.sizes or row == self.input_shape:
+            return layer.shape
+        key = (name, row)
+        if key not in self._shapes:
+            with torch.no_grad():
+                x = torch.zeros(1, *row, dtype=self.dtype, device=self.device)
+                (values,) = self.activations(x, [name])
+            self._shapes[key] = tuple(values.shape[1:])
+            if len(self._shapes) > _SHAPES:
+                self._shapes.popitem(last=False)
+        return self._shapes[key]
+
+    def check_targets(self, targets: Targets, row: tuple[int, ...] | None = None) -> None:
         """Refuse targets that this model does not have.
+
+        Args:
+            targets: to check.
+            row: the shape of an input row, where it is not the example's.
 
         Raises:
             InvalidRequest: naming `target`.
@@ -273,5 +345,4 @@ class Classifier:
         if targets.layer is None:
             targets.validate((self.classes,), f"{self.name}'s output")
         else:
-            layer = self.layer(targets.layer)
-            targets.validate(layer.shape, f"layer {layer.name}")
+            targets.validate(self.layer_shape(targets.layer, row), f"layer {targets.layer}")

@@ -1,25 +1,29 @@
 """A model file and its manifest into a verified classifier."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..engine.api import LayerInfo, ModelInfo, Verification
+from ..engine.api import InputInfo, LayerInfo, ModelInfo, Verification
 from ..errors import InvalidRequest, ModelRejected
-from .assembly import Body, assemble, brief, from_graph, from_module
+from .assembly import Body, assemble, from_graph, from_module
 from .batching import InGroups
-from .classifier import Classifier
+from .classifier import Capability, Classifier
 from .formats import digest, identify
-from .inputs import ResolvedInput, resolve_input
-from .logits import leaves
+from .inputs import resolve_inputs
 from .lowered import Unlowerable
-from .manifest import Format, Manifest
-from .sources import Source, open_source
+from .manifest import Format, InputKind, Manifest
+from .original import InputSet, Original
+from .rows import Rows, graph_rows, plain_rows
+from .sources import Source, brief, open_source
 from .verification import difference, float32_noise, verify
 
+_RANDOM = (
+    "the file's own execution gives another answer each time for the same input (a random or "
+    "stateful operator)"
+)
 _DEVICE_TOLERANCE = 2e-2  # another device may round convolutions to TF32
 
 
@@ -57,141 +61,101 @@ def load_classifier(
     file_format = identify(path, manifest.format)
     sha256, size = digest(path)
     source = open_source(file_format, path)
-    resolved = resolve_input(manifest, source.inputs)
-    original = _Original(source, resolved)
-    body = _body(source, resolved, manifest, original)
+    original = Original(source, resolve_inputs(manifest, source.inputs, source.dtype))
+    body, rows = _body(source, manifest, original)
     if manifest.labels is not None and len(manifest.labels) != body.classes:
         raise InvalidRequest.field(
             "manifest.labels",
             f"{len(manifest.labels)} labels for {body.classes} classes",
         )
-    classifier = assemble(name, body, resolved, labels=manifest.labels, sha256=sha256)
-    verification, notes = _verified(classifier, body, resolved, original)
-    _move(classifier, device, resolved.probes()[1])
+    other = original.another_size() if rows.x.sizes else None
+    classifier = assemble(
+        name,
+        body,
+        rows.x,
+        labels=manifest.labels,
+        sha256=sha256,
+        other=None if other is None else rows.encode(other.probes()[1]),
+        encoder=rows.encoder,
+        packing=rows.packing,
+    )
+    verification, notes = _verified(classifier, body, rows, original, other)
+    _move(classifier, device, rows.x.probes()[1])
     info = _info(
         classifier,
         body,
-        resolved,
+        rows,
         verification,
         manifest=manifest,
         file_format=file_format,
         size=size,
-        precision=source.dtype if body.form == "archive" else resolved.dtype,
-        notes=(*source.notes, *resolved.notes, *body.notes, *notes),
+        precision=source.dtype if body.form == "archive" else rows.x.dtype,
+        notes=(
+            *source.notes,
+            *(note for item in rows.inputs.items for note in item.notes),
+            *rows.notes,
+            *body.notes,
+            *notes,
+        ),
         max_batch=manifest.max_batch or default_max_batch,
     )
     return LoadedModel(classifier, info)
 
 
-class _Original:
-    """The file's own execution, on any number of rows."""
-
-    def __init__(self, source: Source, resolved: ResolvedInput) -> None:
-        self.source, self.module = source, source.original
-        self.normalise = resolved.normalise()
-        self.probes = self.normalise(resolved.probes()[0]).to(source.dtype)
-        self.rows: int | None = None  # the batch size that the file insists on
-        self.example = self.probes[3:5]
-        if self.module is None:
-            return
-        self.failure: Exception | None = None
-        fixed = resolved.fixed_batch
-        for rows in (fixed,) if fixed else (5, 2, 1):
-            example = self.probes[torch.arange(rows) % len(self.probes)]
-            if not self._runs(example):
-                continue
-            if rows < 5 or fixed:
-                self.rows, self.example = rows, example
-            return
-        if self._runs(torch.zeros_like(example, dtype=torch.int64)):
-            raise ModelRejected(
-                "the file takes integers, such as tokens; only floating-point inputs are served"
-            )
-        raise InvalidRequest.field(
-            "manifest.inputs[0].shape",
-            f"the file does not run on rows of shape {list(resolved.shape)} "
-            f"({brief(self.failure or ModelRejected('it takes no rows'))})",
-        ) from self.failure
-
-    def _runs(self, example: Tensor) -> bool:
-        assert self.module is not None
-        try:
-            with torch.no_grad():
-                self.module(example)
-        except Exception as error:  # whatever a foreign program raises
-            self.failure = self.failure or error
-            return False
-        return True
-
-    def output(self, body: Body) -> Callable[[Tensor], Tensor]:
-        """From inputs in the caller's units to the chosen output, `(N, numbers in a row)`."""
-        assert self.module is not None
-        rows = self.rows or (body.module.size if isinstance(body.module, InGroups) else None)
-        chosen: nn.Module = _Leaf(self.module, body.index)
-        module = chosen if rows is None else InGroups(chosen, rows)
-
-        def run(x: Tensor) -> Tensor:
-            with torch.no_grad():
-                values: Tensor = module(self.normalise(x).to(self.source.dtype))
-            return values.reshape(len(x), -1)
-
-        return run
-
-
-class _Leaf(nn.Module):
-    def __init__(self, module: nn.Module, index: int) -> None:
-        super().__init__()
-        self.module, self.index = module, index
-
-    def forward(self, x: Tensor) -> Tensor:
-        values: Tensor = leaves(self.module(x))[self.index][1]
-        return values
-
-
-def _body(source: Source, resolved: ResolvedInput, manifest: Manifest, original: _Original) -> Body:
+def _body(source: Source, manifest: Manifest, original: Original) -> tuple[Body, Rows]:
     try:
-        lowered = source.graph(original.example)
-        return from_graph(lowered, resolved, manifest.output)
+        lowered = source.graph(*original.example)
+        rows = graph_rows(lowered, original.inputs)
+        return from_graph(lowered, rows.x, manifest.output), rows
     except Unlowerable as error:
         reason = brief(error)
     if original.module is None:
         raise ModelRejected(f"the file cannot be turned into a graph: {reason}")
+    dtype = torch.float64 if source.dtype is torch.float64 else torch.float32
+    rows, module = plain_rows(original.inputs, original.module, dtype)
     try:
-        return from_module(
-            original.module,
-            resolved,
+        body = from_module(
+            module,
+            rows.x,
             manifest.output,
             form=source.form,
             reason=reason,
             output_names=source.output_names,
-            dtype=source.dtype,
+            dtype=source.dtype if module is original.module else dtype,
             may_mix_rows=source.has_control_flow(),
         )
     except Unlowerable as error:
         raise ModelRejected(f"the file does not run: {brief(error)}") from error
+    return body, rows
 
 
 def _verified(
-    classifier: Classifier, body: Body, resolved: ResolvedInput, original: _Original
+    classifier: Classifier,
+    body: Body,
+    rows: Rows,
+    original: Original,
+    other: InputSet | None,
 ) -> tuple[Verification, list[str]]:
     unverified = Verification("none", 0.0, 0.0, (), 0)
     if original.module is None:
         return unverified, []
-    batches = resolved.probes()
-    reference = original.output(body)
+    at_once = body.module.size if isinstance(body.module, InGroups) else None
+    limits = [limit or 2 for limit in rows.limits]
+    batches = [*rows.inputs.probes(limits)]
+    if other is not None:
+        batches.append(other.probes(limits)[1])
+    reference = original.output(body.index, at_once)
     if difference(reference(batches[1]), reference(batches[1])).absolute > 0:
-        return unverified, [
-            "The file's own execution gives another answer each time for the same input (a random "
-            "or stateful operator), so the network was not verified."
-        ]
+        classifier.withhold(Capability.DETERMINISTIC, _RANDOM)
+        return unverified, ["The network was not verified, since " + _RANDOM + "."]
     verification = verify(
-        classifier,
+        lambda raw: classifier(rows.encode(raw)),
         reference,
         batches,
         source=body.source,
         executor=original.source.executor,
         dtype=original.source.dtype,
-        noise=lambda: float32_noise(classifier.module, batches[0]),
+        noise=lambda: float32_noise(classifier.module, rows.encode(batches[0])),
     )
     return verification, []
 
@@ -219,7 +183,7 @@ def _move(classifier: Classifier, device: torch.device, x: Tensor) -> None:
 def _info(
     classifier: Classifier,
     body: Body,
-    resolved: ResolvedInput,
+    rows: Rows,
     verification: Verification,
     *,
     manifest: Manifest,
@@ -229,7 +193,24 @@ def _info(
     notes: tuple[str, ...],
     max_batch: int,
 ) -> ModelInfo:
-    layers = (LayerInfo(item.name, item.kind, item.shape) for item in classifier.layers.values())
+    layers = (
+        LayerInfo(item.name, item.kind, _wire(item.sizes or item.shape))
+        for item in classifier.layers.values()
+    )
+    inputs = tuple(
+        InputInfo(
+            name=item.name,
+            kind=str(item.kind or InputKind.VALUES),
+            shape=_wire(item.sizes or item.shape),
+            dtype=str(item.dtype).removeprefix("torch."),
+            layout=item.layout,
+            bounds=item.bounds,
+            limit=limit or None,
+        )
+        for item, limit in zip(
+            rows.inputs.given, rows.limits or (0,) * len(rows.inputs.given), strict=True
+        )
+    )
     return ModelInfo(
         name=classifier.name,
         version=manifest.version,
@@ -240,12 +221,12 @@ def _info(
         size=size,
         device=str(classifier.device),
         precision=str(precision).removeprefix("torch."),
-        input_name=resolved.name,
+        input_name=inputs[0].name,
         output_name=body.output_name,
-        input_shape=resolved.shape,
-        input_dtype=str(resolved.dtype).removeprefix("torch."),
-        input_layout=resolved.layout,
-        bounds=resolved.bounds,
+        input_shape=inputs[0].shape,
+        input_dtype=inputs[0].dtype,
+        input_layout=inputs[0].layout,
+        bounds=rows.x.bounds,
         classes=body.classes,
         labels=manifest.labels or (),
         logits_from=body.source,
@@ -256,4 +237,10 @@ def _info(
         notes=notes,
         manifest=manifest,
         max_batch=max_batch,
+        inputs=inputs,
+        explained_shape=_wire(classifier.input_sizes),
     )
+
+
+def _wire(sizes: tuple[int | None, ...]) -> tuple[int, ...]:
+    return tuple(-1 if size is None else size for size in sizes)

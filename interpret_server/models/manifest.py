@@ -32,6 +32,15 @@ class OutputKind(StrEnum):
     LOGITS = "logits"
     PROBABILITIES = "probabilities"
     LOG_PROBABILITIES = "log_probabilities"
+    CLASSES = "classes"  # the index of the winning class alone
+
+
+class InputKind(StrEnum):
+    """What an input of the file holds."""
+
+    VALUES = "values"  # numbers that gradients and attacks may change
+    TOKENS = "tokens"  # indices that an embedding looks up; gradients are taken at its output
+    INTEGERS = "integers"  # a mask, lengths and the like; never changed
 
 
 class _Strict(BaseModel):
@@ -46,8 +55,24 @@ class InputSpec(_Strict):
         None,
         description="Shape of one example, without the batch axis; null for a free size.",
     )
-    dtype: Literal["float32", "float64", "uint8", "int64"] = Field(
+    dtype: Literal["float32", "float64", "uint8", "int32", "int64", "bool"] = Field(
         "float32", description="Data type that callers send."
+    )
+    kind: InputKind | None = Field(
+        None, description="`values`, `tokens` or `integers`; null: told by the file."
+    )
+    embedding: str | None = Field(
+        None,
+        description="Tokens: the layer that looks them up; null: the largest one that does.",
+    )
+    default: float | None = Field(
+        None,
+        description="Fills the whole input, which callers then cannot send; null: they send it.",
+    )
+    example: tuple[int, ...] | None = Field(
+        None,
+        description="Shape of an example, where sizes are free: for load-time checks and for "
+        "synthesis from nothing.",
     )
     layout: Literal["CHW", "HWC", "CL", "other"] | None = Field(
         None,
@@ -78,6 +103,13 @@ class InputSpec(_Strict):
     def _positive_shape(cls, value: tuple[int | None, ...] | None) -> tuple[int | None, ...] | None:
         if value is not None and any(size is not None and size <= 0 for size in value):
             raise ValueError("sizes must be positive, or null where the size is free")
+        return value
+
+    @field_validator("example")
+    @classmethod
+    def _positive_example(cls, value: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if value is not None and any(size <= 0 for size in value):
+            raise ValueError("sizes must be positive")
         return value
 
     @field_validator("bounds")
@@ -117,6 +149,10 @@ class Manifest(_Strict):
     inputs: tuple[InputSpec, ...] = Field((), description="The inputs, in the file's order.")
     output: OutputSpec = Field(OutputSpec(), description="The output with the classes.")
     labels: tuple[str, ...] | None = Field(None, description="Names of the classes.")
+    straight_through: bool = Field(
+        False,
+        description="Quantised networks: differentiate rounding as if it were the identity.",
+    )
     max_batch: int | None = Field(
         None, ge=1, description="Most rows in one forward pass; null: the server's limit."
     )

@@ -1,6 +1,7 @@
 """A model file as it runs by itself, and as it can be lowered."""
 
 import logging
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,14 @@ from ..errors import FailedPrecondition, InterpretError, InvalidModel
 from .inputs import FileInput
 from .lowered import Lowered, Unlowerable
 from .manifest import Format
+
+
+def brief(error: BaseException) -> str:
+    """The last line of an error's message, without what came before it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    last = lines[-1] if lines else type(error).__name__
+    return re.sub(r"^\w*(Error|Exception): ", "", last)[:300]
+
 
 _log = logging.getLogger(__name__)
 
@@ -47,17 +56,17 @@ class Source(ABC):
         """Whether the file's program branches or loops."""
 
     @abstractmethod
-    def lower(self, x: Tensor) -> Lowered:
-        """The file as a graph, by the example `x`.
+    def lower(self, *examples: Tensor) -> Lowered:
+        """The file as a graph, by an example of each of its inputs.
 
         Raises:
             Unlowerable: naming the operator or construct in the way.
         """
 
-    def graph(self, x: Tensor) -> Lowered:
+    def graph(self, *examples: Tensor) -> Lowered:
         """As `lower`; an unforeseen failure is logged and counts as unlowerable."""
         try:
-            return self.lower(x)
+            return self.lower(*examples)
         except (InterpretError, Unlowerable):
             raise
         except Exception as error:
@@ -89,7 +98,7 @@ class TorchScriptSource(Source):
         self.dtype = next(_stored_dtypes(self.archive), self.dtype)
         schema = cast("Any", self.archive.forward).schema
         self.inputs = tuple(
-            FileInput(argument.name, dtype=self.dtype)
+            FileInput(argument.name)
             for argument in schema.arguments[1:]
             if not argument.has_default_value()
         )
@@ -102,10 +111,10 @@ class TorchScriptSource(Source):
         graph: Any = self.archive.inlined_graph
         return any(graph.findNode(kind) is not None for kind in ("prim::If", "prim::Loop"))
 
-    def lower(self, x: Tensor) -> Lowered:
+    def lower(self, *examples: Tensor) -> Lowered:
         from .torchscript import lower
 
-        return lower(self.archive, (x.to(self.dtype),))
+        return lower(self.archive, examples)
 
 
 def _stored_dtypes(archive: torch.jit.ScriptModule) -> Iterator[torch.dtype]:
@@ -136,8 +145,10 @@ class OnnxSource(Source):
                 raise InvalidModel(f"the input {item.name!r} is no tensor of numbers")
         self.inputs = tuple(FileInput(item.name, item.shape, item.dtype) for item in header.inputs)
         self.output_names = tuple(item.name for item in header.outputs)
-        if len(header.inputs) == 1 and header.inputs[0].dtype is not None:
-            self.dtype = header.inputs[0].dtype
+        floating = [
+            item.dtype for item in header.inputs if item.dtype and item.dtype.is_floating_point
+        ]
+        self.dtype = floating[0] if floating else self.dtype
         self.executor = "onnxruntime"
         self._runtime: nn.Module | None = None
         try:
@@ -159,7 +170,7 @@ class OnnxSource(Source):
         graph = onnx.load(str(self.path), load_external_data=False).graph
         return any(node.op_type in ("If", "Loop", "Scan") for node in graph.node)
 
-    def lower(self, x: Tensor) -> Lowered:
+    def lower(self, *examples: Tensor) -> Lowered:
         from .onnx import import_model
 
         return import_model(self.path)
@@ -174,5 +185,7 @@ class _Runtime(nn.Module):
         super().__init__()
         self.session = runtime(path)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        return tuple(value.to(x.device) for value in self.session.run(x.detach().cpu()))
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        device = inputs[0].device
+        found = self.session.run(*(value.detach().cpu() for value in inputs))
+        return tuple(value.to(device) for value in found)

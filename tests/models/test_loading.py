@@ -61,7 +61,13 @@ def test_a_torchscript_archive_is_served_as_a_graph(tmp_path: Path) -> None:
     assert (info.device, info.precision, info.input_dtype) == ("cpu", "float32", "float32")
     assert (info.input_name, info.input_shape, info.input_layout) == ("x", SHAPE, "CHW")
     assert (info.bounds, info.classes, info.labels) == ((0, 1), 5, tuple("abcde"))
-    assert info.capabilities == {"gradient", "layers", "rectifiers", "bounds"}
+    assert info.capabilities == {
+        "gradient",
+        "layers",
+        "rectifiers",
+        "bounds",
+        "deterministic",
+    }
     assert info.lacking == {}
     assert info.max_batch == 9
     assert info.verification.reference == "torch.jit"
@@ -158,7 +164,7 @@ def test_a_program_that_branches_on_data_runs_as_its_archive(tmp_path: Path) -> 
         "prim::If depends on tensor data. It runs 1 row at a time, because its control flow may "
         "depend on all rows."
     )
-    assert info.capabilities == {"gradient", "rectifiers", "bounds"}
+    assert info.capabilities == {"gradient", "rectifiers", "bounds", "deterministic"}
     assert info.form_reason in info.lacking["layers"]
     assert info.layers == ()
     x = torch.rand(3, *SHAPE)
@@ -185,7 +191,7 @@ def test_an_onnx_operator_without_a_graph_leaves_predictions(tmp_path: Path) -> 
     x = torch.rand(5, *SHAPE)
     torch.testing.assert_close(loaded.classifier(x), 2 * net(x))
     assert loaded.info.form == "runtime"
-    assert loaded.info.capabilities == {"bounds"}
+    assert loaded.info.capabilities == {"bounds", "deterministic"}
     assert "Scaler" in loaded.info.lacking["gradient"]
     assert loaded.info.verification.relative_difference < 1e-6
     model = loaded.classifier

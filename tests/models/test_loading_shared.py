@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from interpret_server.errors import ModelRejected
 from interpret_server.models.images import decode_images
 from interpret_server.models.loading import LoadedModel, load_classifier
 from interpret_server.models.manifest import Manifest
+from interpret_server.models.targets import Targets
 
 pytestmark = pytest.mark.shared_data
 
@@ -159,9 +159,21 @@ def test_a_tabular_classifier_reaches_its_recorded_accuracy(shared_data: Path) -
     assert _right(loaded, x, labels) == 147
 
 
-def test_a_classifier_of_bytes_is_refused_with_the_reason(shared_data: Path) -> None:
-    with pytest.raises(ModelRejected, match="takes integers"):
-        _load(shared_data / "models/text/reddit16_byte_bilstm.pt", {"shape": (30,)})
+def test_a_classifier_of_bytes_is_explained_at_its_embedding(shared_data: Path) -> None:
+    folder = shared_data / "models/text"
+    loaded = _load(folder / "reddit16_byte_bilstm.pt", {"shape": (None,), "dtype": "uint8"})
+    model, info = loaded.classifier, loaded.info
+    (item,) = info.inputs
+    assert (info.form, item.kind, item.shape, item.limit) == ("graph", "tokens", (-1,), 256)
+    assert info.explained_shape == (-1, 64)
+    known = json.loads((folder / "examples.json").read_text())
+    for example in known["examples"]:
+        tokens = torch.tensor(list(example["text"].encode()))[None]
+        x = model.encode(tokens)
+        assert x.shape == (1, tokens.shape[1], 64)
+        assert known["classes"][int(model(x).argmax())] == example["expected"]
+        gradient = model.gradient(x, Targets.classes(torch.tensor([3]))).inputs
+        assert gradient.abs().sum(2).min() > 0
 
 
 def test_every_network_of_the_verification_benchmarks_loads(shared_data: Path) -> None:

@@ -1,0 +1,229 @@
+"""The file's own execution, and what trying it tells about its inputs."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from itertools import product
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InvalidRequest, ModelRejected
+from .batching import InGroups
+from .inputs import ResolvedInput
+from .logits import leaves
+from .manifest import InputKind
+from .packing import Packing, Part, Slot, Unpack
+from .sources import Source, brief
+
+_PHOTO = (224, 64, 32, 299, 28, 96, 128, 256, 512, 16, 8)
+_SEQUENCE = (16, 32, 64, 8, 128, 256, 512, 1, 1024, 16000)
+_MOST_GUESSED = 4  # inputs whose kind is tried out
+
+
+class InputSet:
+    """The inputs of a file, and how callers' rows become them.
+
+    A caller's rows are one tensor: that of the sole input which callers send, or all of them
+    packed as float64.
+
+    Args:
+        items: in the file's order, each with an example's shape.
+        dtype: that the file computes in.
+    """
+
+    def __init__(self, items: Sequence[ResolvedInput], dtype: torch.dtype) -> None:
+        self.items = tuple(items)
+        self.given = tuple(item for item in items if item.default is None)
+        single = len(self.given) == 1
+        self.packing = None if single else Packing([part(item) for item in self.given])
+        free = self.given[0].free_axes if single else ()
+        self.to_file = Unpack(
+            self.packing,
+            [self._slot(item, dtype) for item in items],
+            free[0] if free else None,
+        )
+
+    def _slot(self, item: ResolvedInput, dtype: torch.dtype) -> Slot:
+        wanted = item.file_dtype or (dtype if item.dtype.is_floating_point else item.dtype)
+        if item.default is not None:
+            sizes = item.sizes or item.shape
+            return Slot(None, wanted, sizes=sizes, value=item.default)
+        return Slot(self.given.index(item), wanted, mean=item.mean, std=item.std)
+
+    def pack(self, values: Sequence[Tensor]) -> Tensor:
+        """One tensor per given input to callers' rows."""
+        return values[0] if self.packing is None else self.packing.pack(values, torch.float64)
+
+    def unpack(self, rows: Tensor) -> list[Tensor]:
+        """Callers' rows to one tensor per given input."""
+        return [rows] if self.packing is None else self.packing.unpack(rows)
+
+    def probes(self, limits: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
+        """Five and two of a caller's rows to try the model with.
+
+        Args:
+            limits: integers of the given inputs lie in [0, limit); 2 where not said.
+        """
+        limits = limits or (2,) * len(self.given)
+        drawn = [item.probes(limit) for item, limit in zip(self.given, limits, strict=True)]
+        five, two = (self.pack(values) for values in zip(*drawn, strict=True))
+        return five, two
+
+    def of_size(self, size: int, dtype: torch.dtype) -> "InputSet":
+        """The same with every free size set, as an example."""
+        return InputSet([item.of_size(size) for item in self.items], dtype)
+
+
+def part(item: ResolvedInput) -> Part:
+    """An input's place in a caller's rows."""
+    return Part(item.name, item.sizes or item.shape, fixed=not item.dtype.is_floating_point)
+
+
+class Original:
+    """The file's own execution, on any number of rows.
+
+    Args:
+        source: the opened file.
+        items: its inputs; kinds and free sizes that nobody stated are found by trying.
+
+    Raises:
+        InvalidRequest: the file does not run on such inputs.
+    """
+
+    def __init__(self, source: Source, items: Sequence[ResolvedInput]) -> None:
+        self.source, self.module = source, source.original
+        self.rows: int | None = None  # the batch size that the file insists on
+        self.fixed = next((item.fixed_batch for item in items if item.fixed_batch), None)
+        self._failure: Exception | None = None
+        trials = list(_trials(items))
+        if self.module is None:
+            self._adopt(trials[0])
+            return
+        for trial in trials:
+            if self._tried(trial):
+                break
+        else:
+            self._refuse(items)
+        if any(item.free_axes for item in self.inputs.items) and not self._runs_at_another_size():
+            self._adopt([item.fixed() for item in self.inputs.items])
+            self.inputs.given[0].notes.append("The file runs at no other size than the example's.")
+
+    def _adopt(self, items: Sequence[ResolvedInput]) -> None:
+        self.inputs = InputSet(items, self.source.dtype)
+        self.example = self._example(self.inputs, self.rows or 2)
+
+    def _example(self, inputs: InputSet, rows: int) -> tuple[Tensor, ...]:
+        probes = inputs.probes()[0]
+        order = torch.arange(rows) + (3 if rows == 2 else 0)
+        values: tuple[Tensor, ...] = inputs.to_file(probes[order % len(probes)])
+        return values
+
+    def _tried(self, items: Sequence[ResolvedInput]) -> bool:
+        inputs = InputSet(items, self.source.dtype)
+        for rows in (self.fixed,) if self.fixed else (5, 2, 1):
+            if self._runs(self._example(inputs, rows)):
+                self.rows = rows if rows < 5 or self.fixed else None
+                self._adopt(items)
+                return True
+        return False
+
+    def _runs_at_another_size(self) -> bool:
+        return self.another_size() is not None
+
+    def another_size(self) -> InputSet | None:
+        """The inputs at a second size of the free axes, if the file runs there."""
+        for size in _other_sizes(self.inputs.items):
+            other = self.inputs.of_size(size, self.source.dtype)
+            if self._runs(self._example(other, self.rows or 2)):
+                return other
+        return None
+
+    def _runs(self, example: tuple[Tensor, ...]) -> bool:
+        assert self.module is not None
+        try:
+            with torch.no_grad():
+                self.module(*example)
+        except Exception as error:  # whatever a foreign program raises
+            self._failure = self._failure or error
+            return False
+        return True
+
+    def _refuse(self, items: Sequence[ResolvedInput]) -> None:
+        first = items[0]
+        if any(size is None for size in first.sizes) and not first.shape:
+            raise InvalidRequest.field(
+                f"{first.field}.example",
+                "the file runs at none of the usual sizes; give the shape of an example",
+            )
+        shapes = " and ".join(str(list(item.shape)) for item in items)
+        raise InvalidRequest.field(
+            f"{first.field}.shape",
+            f"the file does not run on rows of shape {shapes} "
+            f"({brief(self._failure or ModelRejected('it takes no rows'))})",
+        ) from self._failure
+
+    def output(self, index: int, rows: int | None) -> Callable[[Tensor], Tensor]:
+        """From callers' rows to the chosen output, `(N, numbers in a row)`.
+
+        Args:
+            index: of the output.
+            rows: at a time, where the served form insists on a number.
+        """
+        assert self.module is not None
+        at_once = self.rows or rows
+        chosen: nn.Module = _Leaf(self.inputs.to_file, self.module, index)
+        module = chosen if at_once is None else InGroups(chosen, at_once)
+
+        def run(x: Tensor) -> Tensor:
+            with torch.no_grad():
+                values: Tensor = module(x)
+            return values.reshape(len(x), -1)
+
+        return run
+
+
+class _Leaf(nn.Module):
+    def __init__(self, unpack: Unpack, module: nn.Module, index: int) -> None:
+        super().__init__()
+        self.unpack, self.module, self.index = unpack, module, index
+
+    def forward(self, x: Tensor) -> Tensor:
+        values: Tensor = leaves(self.module(*self.unpack(x)))[self.index][1]
+        return values
+
+
+def _trials(items: Sequence[ResolvedInput]) -> Iterator[list[ResolvedInput]]:
+    """The inputs with every guess at sizes and kinds, likely ones first."""
+    for size in _candidates(items):
+        shaped = [item if item.shape or not item.sizes else item.of_size(size) for item in items]
+        open_kinds = [
+            index
+            for index, item in enumerate(shaped)
+            if item.kind is None and item.file_dtype is None and item.default is None
+        ][:_MOST_GUESSED]
+        for choice in product((False, True), repeat=len(open_kinds)):
+            trial = list(shaped)
+            for index, integral in zip(open_kinds, choice, strict=True):
+                trial[index] = _integral(trial[index]) if integral else trial[index]
+            yield [_integral(item) if _is_integral(item) else item for item in trial]
+
+
+def _is_integral(item: ResolvedInput) -> bool:
+    return item.integral and item.kind is not InputKind.VALUES and item.dtype.is_floating_point
+
+
+def _integral(item: ResolvedInput) -> ResolvedInput:
+    return replace(item, dtype=torch.int64, mean=None, std=None)
+
+
+def _candidates(items: Sequence[ResolvedInput]) -> tuple[int, ...]:
+    first = next((item for item in items if item.sizes), None)
+    if first is None or all(item.shape for item in items if item.sizes):
+        return (0,)
+    return _PHOTO if first.layout in ("CHW", "HWC") else _SEQUENCE
+
+
+def _other_sizes(items: Sequence[ResolvedInput]) -> Iterator[int]:
+    first = next(item for item in items if item.free_axes)
+    now = first.shape[first.free_axes[0]]
+    yield from dict.fromkeys((now + now // 2, 2 * now, now + 32, now + 1, max(1, now // 2)))
