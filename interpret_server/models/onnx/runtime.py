@@ -20,6 +20,7 @@ _DTYPES: dict[str, torch.dtype] = {
     "tensor(int32)": torch.int32,
     "tensor(int64)": torch.int64,
     "tensor(uint8)": torch.uint8,
+    "tensor(uint16)": torch.uint16,
     "tensor(bool)": torch.bool,
 }
 _FATAL_ONLY = 4

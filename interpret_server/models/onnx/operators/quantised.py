@@ -104,8 +104,8 @@ def dynamic(call: Call, x: Value) -> tuple[Value, Value, Value]:
 
 
 def as_type(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Whole numbers as integers."""
-    return x.to(dtype)
+    """Whole numbers as integers; those out of range wrap around."""
+    return x.to(torch.int64).to(dtype)
 
 
 @operator("DynamicQuantizeLinear")
