@@ -115,9 +115,18 @@ class Call:
         """The operator's name in lowercase words."""
         return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", self.operator).lower()
 
-    def module(self, module: nn.Module, *args: Value, kind: str | None = None) -> Value:
-        """Call a module of its own."""
-        return self.builder.module(module, *args, name=self.name, kind=kind or self.kind)
+    def module(
+        self,
+        module: nn.Module,
+        *args: Any,
+        kind: str | None = None,
+        examine: Callable[..., Any] | None = None,
+    ) -> Value:
+        """Call a module of its own; `examine` as in `Builder.module`."""
+        result: Value = self.builder.module(
+            module, *args, name=self.name, kind=kind or self.kind, examine=examine
+        )
+        return result
 
     def function(
         self, target: Callable[..., Any], *args: Any, kind: str | None = None, **kwargs: Any
@@ -132,10 +141,13 @@ class Call:
         self, target: Callable[..., Any], *args: Any, count: int, **kwargs: Any
     ) -> list[Value]:
         """Call a function that gives a sequence; its first `count` items."""
-        results = self.function(target, *args, **kwargs)
+        return self.items_of(self.function(target, *args, **kwargs), count, kwargs.get("kind"))
+
+    def items_of(self, results: Any, count: int, kind: str | None = None) -> list[Value]:
+        """The first `count` items of a sequence that a node, or import, gives."""
         if not isinstance(results, fx.Node):
             return list(cast(Sequence[Value], results))[:count]
-        return [self.function(item_at, results, index) for index in range(count)]
+        return [self.function(item_at, results, index, kind=kind) for index in range(count)]
 
     def numbers(self, items: Sequence[Number], scalar: bool, dtype: torch.dtype) -> Value:
         """Python numbers as a value."""

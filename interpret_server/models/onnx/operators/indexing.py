@@ -228,3 +228,23 @@ def grid_sample(call: Call, x: Value, grid: Value) -> Output:
         call.text("padding_mode", "zeros"),
         bool(call.integer("align_corners")),
     )
+
+
+def reverse_sequence(x: Tensor, lengths: Tensor, time_axis: int, batch_axis: int) -> Tensor:
+    """`x` with the first `lengths[i]` steps of each row in reverse order.
+
+    Args:
+        lengths: `(N,)`, or `(1,)` for all rows.
+    """
+    x = x.movedim((time_axis, batch_axis), (0, 1))
+    steps = torch.arange(x.shape[0], device=x.device)[:, None]
+    ends = lengths.to(torch.int64).clamp(0, x.shape[0])[None]
+    index = torch.where(steps < ends, ends - 1 - steps, steps)
+    rows = torch.arange(x.shape[1], device=x.device)[None]
+    return x[index, rows].movedim((0, 1), (time_axis, batch_axis))
+
+
+@operator("ReverseSequence")
+def reverse_sequence_import(call: Call, x: Value, lengths: Value) -> Output:
+    axes = call.integer("time_axis", 0), call.integer("batch_axis", 1)
+    return call.function(reverse_sequence, x, lengths, *axes)
