@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 PROTOS := $(wildcard protos/interpret_api/*/*.proto)
 
-.PHONY: demo test serve bench protos lint types clean
+.PHONY: demo test serve bench onnx-coverage protos lint types clean
 
 demo: $(VENV)/.demo
 	$(BIN)/interpret-server demo
@@ -22,6 +22,9 @@ serve: $(VENV)/.demo
 
 bench: $(VENV)/.test
 	$(BIN)/python -m benchmarks
+
+onnx-coverage: $(VENV)/.test
+	$(BIN)/python tests/models/onnx_coverage.py docs/onnx-coverage.md
 
 protos: $(VENV)/.test
 	$(BIN)/python -m interpret_api.generate
