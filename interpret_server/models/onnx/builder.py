@@ -88,22 +88,33 @@ class Builder:
             raise Unlowerable("the graph has no inputs")
         return self._anchor
 
-    def module(self, module: nn.Module, *args: Value, name: str, kind: str) -> Value:
-        """The result of a module of its own; folded where every argument is a constant."""
+    def module(
+        self,
+        module: nn.Module,
+        *args: Any,
+        name: str,
+        kind: str,
+        examine: Callable[..., Any] | None = None,
+    ) -> Any:
+        """The result of a module of its own; folded where every argument is a constant.
+
+        Args:
+            examine: what gives the result's shapes from arguments without data; the module itself
+                where it is left out.
+        """
         module.eval().requires_grad_(False)
         state = {key: value.to("meta") for key, value in module.state_dict().items()}
 
-        def examine(*values: Any) -> Any:
+        def run(*values: Any) -> Any:
             return torch.func.functional_call(module, state, values)
 
         if not _nodes(args):
-            folded: Value = self._fold(module, args, {}, examine)
-            return folded
+            return self._fold(module, args, {}, examine or run)
         path = self._attribute(name)
         self.root.add_module(path, module)
-        inputs = tuple(self.tensor(arg) for arg in args)
+        inputs = self._embed(args)
         node = self.graph.create_node("call_module", path, inputs, name=_identifier(name))
-        self._examine(node, examine, inputs, {})
+        self._examine(node, examine or run, inputs, {})
         node.meta["kind"] = kind
         return node
 
@@ -223,9 +234,7 @@ class Builder:
             ) from error
 
     def _reserve(self, values: Any) -> None:
-        values = values if isinstance(values, tuple | list) else (values,)
-        total = sum(v.numel() * v.element_size() for v in values if isinstance(v, Tensor))
-        self.claim(total)
+        self.claim(sum(v.numel() * v.element_size() for v in _tensors(values)))
 
     def claim(self, size: int) -> None:
         """Count the bytes of a constant about to be computed.
@@ -308,6 +317,14 @@ def _nodes(arguments: Any) -> list[fx.Node]:
 
     fx.node.map_aggregate(arguments, visit)
     return found
+
+
+def _tensors(values: Any) -> list[Tensor]:
+    if isinstance(values, Tensor):
+        return [values]
+    if not isinstance(values, tuple | list):
+        return []
+    return [tensor for value in values for tensor in _tensors(value)]
 
 
 def _blank(arguments: Any) -> Any:
