@@ -29,3 +29,17 @@ def keep_freed_memory() -> bool:
         mallopt(_M_TOP_PAD, 64 * _MIB),
     ]
     return all(taken)
+
+
+def return_freed_memory() -> bool:
+    """Return to the system what `keep_freed_memory` keeps; after a model has been unloaded.
+
+    Returns:
+        Whether the C library could return any.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        return bool(ctypes.CDLL(None).malloc_trim(0))
+    except (OSError, AttributeError):  # another C library
+        return False

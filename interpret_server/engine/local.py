@@ -33,13 +33,15 @@ from .member import Member, Outcome
 from .occupancy import Occupancy
 from .openmp import one_thread
 from .primitives import primitives
+from .release import release
 from .request import Request, Served
 from .results import assemble, draw_preview
 from .schedule import Scheduler
 
 INLINE_BYTES = 256 * 1024  # work on more than this leaves the event loop
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}(@[A-Za-z0-9][A-Za-z0-9._-]{0,127})?")
 _JOIN_SECONDS = 1.0
+_RELEASE_SECONDS = 2.0  # that unloading waits for the memory, once no call runs
 
 T = TypeVar("T")
 
@@ -85,7 +87,9 @@ class LocalWorker:
         self._infos = tuple(describe_plugin(item) for item in registry)
         self._primitives = primitives()
         self._served: dict[str, Served] = {}
+        self._lent: set[str] = set()  # names of classifiers that are the caller's own
         self._loading: set[str] = set()
+        self._releases: set[asyncio.Task[None]] = set()
         self._scheduler = Scheduler(execute, max_queue=max_queue)
         self._helpers = ThreadPoolExecutor(2, thread_name_prefix="interpret-helper")
         self._loaders = ThreadPoolExecutor(2, thread_name_prefix="interpret-load")
@@ -110,6 +114,7 @@ class LocalWorker:
         if info is None:
             info = describe_classifier(name, classifier, self._max_batch)
         self._served[name] = Served(classifier, info)
+        self._lent.add(name)
         return info
 
     async def load(
@@ -118,7 +123,8 @@ class LocalWorker:
         """Load a file under a name, in a thread of its own.
 
         A replaced model serves until the new one is ready, and finishes the calls that began on
-        it; a failed replacement changes nothing.
+        it; then its memory is freed. A failed replacement changes nothing. A model that is
+        unloaded while its replacement loads comes back as the replacement.
 
         Raises:
             InvalidModel, ModelRejected, InvalidRequest, AlreadyExists, Unavailable.
@@ -133,18 +139,21 @@ class LocalWorker:
         finally:
             self._loading.discard(name)
         self._check_open()
+        if name in self._served:
+            self._release(name)
         self._served[name] = Served(loaded.classifier, loaded.info)
         return loaded.info
 
     async def unload(self, name: str) -> None:
-        """Take a model out of service and wait for the calls that run on it.
+        """Take a model out of service, wait for the calls that run on it, and free its memory.
 
         Raises:
             NotFound: no model of that name is loaded.
         """
-        served = self._find_model(name)
-        del self._served[name]
-        await served.users.empty()
+        users = self._find_model(name).users
+        releasing = self._release(name)
+        await users.empty()
+        await asyncio.wait({releasing}, timeout=_RELEASE_SECONDS)
 
     async def run(self, call: Call) -> AsyncGenerator[Event, None]:
         """Progress and previews in order, then exactly one `Result`; closing cancels the call.
@@ -179,6 +188,8 @@ class LocalWorker:
         A call that is ended so raises `Unavailable`; its plugin stops at its next step.
         """
         self._closing = True
+        for releasing in tuple(self._releases):
+            releasing.cancel()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(grace):
                 await self._calls.empty()
@@ -186,6 +197,15 @@ class LocalWorker:
         await asyncio.to_thread(self._scheduler.join, _JOIN_SECONDS)
         self._helpers.shutdown(wait=False)
         self._loaders.shutdown(wait=False)
+
+    def _release(self, name: str) -> "asyncio.Task[None]":
+        """Take a model out of service; the task ends when its memory is free."""
+        dismantled = name not in self._lent
+        self._lent.discard(name)
+        task = asyncio.create_task(release(self._served.pop(name), dismantled=dismantled))
+        self._releases.add(task)
+        task.add_done_callback(self._releases.discard)
+        return task
 
     async def _next(self, member: Member) -> Event:
         try:

@@ -24,11 +24,12 @@ class Mailbox(Generic[T]):
         self._progress: Progress | None = None
         self._preview: Preview | None = None
         self._outcome: T | InterpretError | None = None
+        self._settled = False
 
     @property
     def settled(self) -> bool:
         """Whether the outcome is known; the reader may not have seen it."""
-        return self._outcome is not None
+        return self._settled
 
     def progress(self, progress: Progress) -> None:
         """Replace the progress that the reader has not seen."""
@@ -43,14 +44,21 @@ class Mailbox(Generic[T]):
             self._wake()
 
     def settle(self, outcome: T | InterpretError) -> None:
-        """End the call; only the first outcome counts."""
+        """End the call; only the first outcome counts.
+
+        An error loses its traceback, whose frames would hold the model.
+        """
+        if isinstance(outcome, InterpretError):
+            outcome.__traceback__ = outcome.__context__ = outcome.__cause__ = None
         with self._lock:
-            if self._outcome is None:
-                self._outcome = outcome
+            if not self._settled:
+                self._outcome, self._settled = outcome, True
                 self._wake()
 
     async def next(self, deadline: float | None = None) -> Progress | Preview | T:
         """The next thing to tell the reader: what precedes the outcome comes before it.
+
+        An error is raised once; nothing follows it.
 
         Args:
             deadline: in the event loop's time.
@@ -62,7 +70,10 @@ class Mailbox(Generic[T]):
         while True:
             item = self._take()
             if isinstance(item, InterpretError):
-                raise item
+                try:
+                    raise item
+                finally:
+                    del item  # else the error and this frame hold each other
             if item is not None:
                 return item
             async with asyncio.timeout_at(deadline):
@@ -74,7 +85,8 @@ class Mailbox(Generic[T]):
             self._filled.clear()
             progress, preview = self._progress, self._preview
             if isinstance(self._outcome, InterpretError):
-                return self._outcome
+                error, self._outcome = self._outcome, None
+                return error
             if progress is not None and (preview is None or progress.done <= preview.done):
                 self._progress = None
                 return progress
@@ -90,5 +102,4 @@ class Mailbox(Generic[T]):
         try:
             self._loop.call_soon_threadsafe(self._filled.set)
         except RuntimeError:  # the loop is closed: nobody reads any more
-            if self._outcome is None:
-                self._outcome = InterpretError("the reader has gone")
+            self._settled = True

@@ -95,6 +95,7 @@ class CallInterceptor(aio.ServerInterceptor):
             except Exception as error:
                 failure = error
             status: Any = to_status(_for_caller(failure, method, request_id), request_id)
+            del failure  # its traceback holds this frame, and those that hold the model
             return await context.abort(
                 status.code,
                 status.details,
