@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from ..call import Call
+from ..masking import is_masked, masked_again, may_be_masked, unmasked
 from ..registry import operator
-from ..values import Output, Value
+from ..values import HALF, Output, Value
 
 _SELU_ALPHA = 1.6732631921768188
 _SELU_GAMMA = 1.0507010221481323
@@ -174,10 +175,25 @@ def flattened_softmax(call: Call, x: Value) -> Output:
     return call.function(Tensor.reshape_as, _softmax(call, flat, -1), x, kind="reshape")
 
 
+class HalfSoftmax(nn.Softmax):
+    """Softmax in half precision, every step of it rounded, as the standard defines it."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        axis = -1 if self.dim is None else self.dim
+        powers = (input - input.amax(axis, keepdim=True)).exp()
+        return powers / powers.sum(axis, keepdim=True)
+
+
 def _softmax(call: Call, x: Value, axis: int) -> Value:
     module = nn.Softmax(axis) if call.operator == "Softmax" else nn.LogSoftmax(axis)
+    if call.operator == "Softmax" and call.dtype(x) in HALF:
+        module = HalfSoftmax(axis)
     kind = "softmax" if call.operator == "Softmax" else "log_softmax"
-    return call.module(module, x, kind=kind)
+    if not may_be_masked(call.builder, x):
+        return call.module(module, x, kind=kind)
+    masked = call.function(is_masked, x, axis, kind="equal")
+    y = call.module(module, call.function(unmasked, x, masked, kind="where"), kind=kind)
+    return call.function(masked_again, y, masked, kind="where")
 
 
 def largest_is_one(x: Tensor, axis: int) -> Tensor:
