@@ -4,12 +4,13 @@ A program after `run_decompositions` has no `batch_norm` but `_native_batch_norm
 and one that was exported for CUDA may have kernels that exist on that device alone.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..torchscript.values import DTYPE_CODES, Item, Origin, Value
+from . import quantised
 
 if TYPE_CHECKING:
     from .walker import Walker
@@ -17,10 +18,16 @@ if TYPE_CHECKING:
 _aten = torch.ops.aten
 _FLOAT32 = DTYPE_CODES[torch.float32]
 
-Arguments = Mapping[str, Item]
+Arguments = dict[str, Item]
 Composite = Callable[["Walker", Arguments], Item]
 
-COMPOSITES: dict[str, Composite] = {}
+COMPOSITES: dict[str, Composite] = {
+    "quantized_decomposed::quantize_per_tensor": quantised.quantize,
+    "quantized_decomposed::quantize_per_channel": quantised.quantize,
+    "quantized_decomposed::dequantize_per_tensor": quantised.dequantize,
+    "quantized_decomposed::dequantize_per_channel": quantised.dequantize,
+    "quantized_decomposed::choose_qparams": quantised.choose_qparams,
+}
 """By name with namespace; a composite may give NotImplemented where the operator stays."""
 
 

@@ -99,6 +99,20 @@ _REFUSED = {
     "GradientToParameterSpec": "gradients, as training programs do",
     "GradientToUserInputSpec": "gradients, as training programs do",
 }
+_PLAIN_VALUES: dict[str, Any] = {
+    "tensor_values": {
+        "dtype": 7,
+        "sizes": [],
+        "requires_grad": False,
+        "device": {"type": "cpu", "index": None},
+        "strides": [],
+        "storage_offset": {"as_int": 0},
+        "layout": _STRIDED,
+    },
+    "sym_int_values": {"as_int": 2},
+    "sym_float_values": {"as_float": 2.0},
+    "sym_bool_values": {"as_bool": True},
+}
 _corrupt = InvalidModel("the program in the file is corrupt")
 
 
@@ -111,7 +125,7 @@ class Document:
 
     def __init__(self, named_tuples: Mapping[str, list[str]]) -> None:
         self._named_tuples = named_tuples
-        self._values = self._expressions = 0
+        self._values = self._expressions = self._regions = 0
 
     def build(self, kind: Any, data: Any, depth: int = 0) -> Any:
         """An instance of a class of the schema, or of a generic type of such classes.
@@ -157,6 +171,8 @@ class Document:
             raise ModelRejected(f"the program uses {_REFUSED[name]}, which is not served")
         if not isinstance(data, dict):
             raise _corrupt
+        if name == "Graph":
+            data = self._without_values(data)
         hints = _hints(kind)
         if issubclass(kind, _Union):
             if len(data) != 1:
@@ -168,11 +184,13 @@ class Document:
             return kind.create(**{field: built})
         if name == "Device":  # wherever it was exported, it is served where the server says
             return kind(**_CPU)
+        self._regions += name == "GraphArgument"
         built = {}
         for item in dataclasses.fields(kind):
             if item.name in data and not _is_left_out(name, item.name):
                 value = data[item.name]
                 built[item.name] = self._field(name, item.name, hints[item.name], value, depth)
+        self._regions -= name == "GraphArgument"
         if name == "Node":
             built["metadata"] = _metadata(data.get("metadata"))
         if built.get("layout", _STRIDED) != _STRIDED:
@@ -181,6 +199,24 @@ class Document:
             return kind(**built)
         except TypeError:
             raise _corrupt from None
+
+    def _without_values(self, data: dict[str, Any]) -> dict[str, Any]:
+        """A graph whose inputs alone tell their shapes: nothing else is needed to run it.
+
+        So no other symbolic size of a file is ever evaluated.
+        """
+        inputs = data.get("inputs")
+        kept = set()
+        for item in inputs if isinstance(inputs, list) and not self._regions else ():
+            tensor = item.get("as_tensor") if isinstance(item, dict) else None
+            kept.add(str(tensor.get("name")) if isinstance(tensor, dict) else "")
+        plain = dict(data)
+        for field, value in _PLAIN_VALUES.items():
+            if isinstance(data.get(field), dict):
+                plain[field] = {
+                    name: meta if name in kept else value for name, meta in data[field].items()
+                }
+        return plain
 
     def _field(self, owner: str, field: str, kind: Any, data: Any, depth: int) -> Any:
         if (owner, field) in (

@@ -9,6 +9,7 @@ from torch.export import ExportedProgram
 
 from ...errors import ModelRejected
 from ..lowered import Lowered, Unlowerable
+from .batch import free_batch
 from .program import user_inputs
 from .walker import Walker
 
@@ -28,7 +29,8 @@ def lower(
     value of its last part. Dropout and batch normalisation take their inference form, core ATen
     and backend operators become the layers that they came from, in-place operations become
     ordinary ones, checks are left out, and tensors are made on the device of the first input.
-    Weights are shared with the program.
+    Weights are shared with the program. A batch size that the program fixes is made free where
+    running it at another size proves that right, which a note tells.
 
     Args:
         program: opened by `open_program`.
@@ -39,16 +41,39 @@ def lower(
         Unlowerable: naming the operator or construct in the way.
         ModelRejected: an input is a number that may vary, or larger than can be served.
     """
-    if examples is not None:
-        return Walker(program, examples, straight_through=straight_through).walk()
+    given = list(examples) if examples is not None else example_inputs(program, 1)
     try:
-        ones = example_inputs(program, 1)
-        return Walker(program, ones, straight_through=straight_through).walk()
+        lowered = Walker(program, given, straight_through=straight_through).walk()
     except Unlowerable:  # an index of 1 may lie outside of a table, a length of 0 is none
-        if all(value.is_floating_point() for value in ones):
+        if examples is not None or all(value.is_floating_point() for value in given):
             raise
-        zeros = example_inputs(program, 0)
-        return Walker(program, zeros, straight_through=straight_through).walk()
+        given = example_inputs(program, 0)
+        lowered = Walker(program, given, straight_through=straight_through).walk()
+    rows = fixed_batch(program)
+    if rows is not None:
+        freed = free_batch(lowered.graph, rows, given)
+        if freed:
+            lowered.notes.append(
+                f"The file was exported for {_rows(rows)} at a time; its sizes were made to follow "
+                "the batch, which gives every row the same."
+            )
+        elif freed is False:
+            lowered.notes.append(f"The file was exported for {_rows(rows)} at a time.")
+    return lowered
+
+
+def fixed_batch(program: ExportedProgram) -> int | None:
+    """The number of rows that a program was exported for; None where it is free."""
+    shapes = [value.shape for _, value, _ in user_inputs(program) if value is not None]
+    sizes = {shape[0] for shape in shapes if len(shape)}
+    if len(sizes) != 1:
+        return None
+    (rows,) = sizes
+    return rows if isinstance(rows, int) else None
+
+
+def _rows(count: int) -> str:
+    return "1 row" if count == 1 else f"{count} rows"
 
 
 def example_inputs(program: ExportedProgram, integer: int = 0) -> list[Tensor]:

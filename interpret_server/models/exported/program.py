@@ -1,5 +1,6 @@
 """torch.export files: opened without running anything of them, described, and run as they are."""
 
+import copy
 import logging
 import warnings
 from collections.abc import Iterator
@@ -8,11 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch._export.serde import schema
 from torch._export.serde.serialize import ExportedProgramDeserializer
 from torch.export import ExportedProgram
-from torch.export.graph_signature import ConstantArgument, InputKind, TensorArgument
+from torch.export.graph_signature import (
+    ConstantArgument,
+    InputKind,
+    OutputKind,
+    TensorArgument,
+)
 from torch.utils import _pytree as pytree
 
 from ...errors import InvalidModel, ModelRejected
@@ -176,7 +182,7 @@ def output_names(program: ExportedProgram) -> tuple[str, ...]:
     flat = [
         getattr(spec.arg, "name", "") or f"output_{index}"
         for index, spec in enumerate(program.graph_signature.output_specs)
-        if spec.kind.name == "USER_OUTPUT"
+        if spec.kind is OutputKind.USER_OUTPUT
     ]
     spec = program.call_spec.out_spec
     if spec is None:
@@ -190,10 +196,10 @@ def output_names(program: ExportedProgram) -> tuple[str, ...]:
 
 
 class ProgramBody(nn.Module):
-    """A program run as it is, on its tensor inputs alone.
+    """A program run as it is, on its tensor inputs alone, in inference.
 
-    Guards that only compare sizes with the exported ones are off, so that a batch of another size
-    fails, if it does, in the operator that fixes it.
+    Guards on sizes are no part of it, so that a batch of another size fails, if it does, in the
+    operator that fixes it.
 
     Args:
         program: opened by `open_program`.
@@ -201,34 +207,69 @@ class ProgramBody(nn.Module):
 
     def __init__(self, program: ExportedProgram) -> None:
         super().__init__()
-        with _quiet():
-            self.module = program.module(check_guards=False)
-        self.module.validate_inputs = False  # type: ignore[assignment]
-        self._spec = program.call_spec.in_spec
-        self._values = [
-            None if value is not None else (constant,)
-            for _, value, constant in user_inputs(program)
-        ]
+        signature = program.graph_signature
+        self.graph = inference_form(program.graph_module)
+        self._out_spec = program.call_spec.out_spec
+        self._kept = [spec.kind is OutputKind.USER_OUTPUT for spec in signature.output_specs]
+        self._given: list[str | None] = []  # by input of the graph: a weight, a constant, or None
+        self._constants: dict[str, Any] = {}
+        users = iter(user_inputs(program))
+        for index, spec in enumerate(signature.input_specs):
+            name: str | None = f"weight_{index}"
+            if spec.kind is not InputKind.USER_INPUT:
+                path = spec.target or ""
+                weight = program.state_dict.get(path, program.constants.get(path))
+                self.register_buffer(str(name), None if weight is None else weight.detach())
+            else:
+                _, value, constant = next(users)
+                name = f"constant_{index}" if value is None else None
+                self._constants[f"constant_{index}"] = constant
+            self._given.append(name)
 
     def forward(self, *inputs: Tensor) -> Any:
         """The program's outputs, in its own nesting."""
+        if len(inputs) != self._given.count(None):
+            raise TypeError(f"the program takes {self._given.count(None)} inputs")
         tensors = iter(inputs)
-        flat = [next(tensors) if value is None else value[0] for value in self._values]
-        if next(tensors, None) is not None:
-            raise TypeError(f"the program takes {self._values.count(None)} inputs")
-        args, kwargs = pytree.tree_unflatten(flat, self._spec)
-        return self.module(*args, **kwargs)
+        outputs = self.graph(*(self._value(name, tensors) for name in self._given))
+        kept = [value for value, kept in zip(outputs, self._kept, strict=True) if kept]
+        return kept if self._out_spec is None else pytree.tree_unflatten(kept, self._out_spec)
 
-    def train(self, mode: bool = True) -> "ProgramBody":
-        """A program is of the mode that it was exported in."""
-        self.training = mode
-        return self
+    def _value(self, name: str | None, tensors: Iterator[Tensor]) -> Any:
+        if name is None:
+            return next(tensors)
+        return self._constants[name] if name in self._constants else getattr(self, name)
 
 
 def original(program: ExportedProgram) -> nn.Module:
-    """The program as it runs by itself: from its tensor inputs to its outputs.
+    """The program as it runs by itself, in inference: from its tensor inputs to its outputs.
 
     Raises:
         ModelRejected: an input is a number that may vary.
     """
     return ProgramBody(program)
+
+
+_TRAINING: dict[str, Any] = {"training": False, "train": False, "dropout_p": 0.0}
+
+
+def inference_form(module: fx.GraphModule) -> fx.GraphModule:
+    """A copy of a graph, with batch norm and dropout in inference and no counters of batches."""
+    copied = fx.GraphModule(module, copy.deepcopy(module.graph))
+    for node in list(copied.graph.nodes):
+        if not isinstance(node.target, torch._ops.OpOverload):
+            continue
+        if node.target is torch.ops.aten.add_.Tensor and not node.users:
+            (counter, *_) = node.args
+            if isinstance(counter, fx.Node) and counter.op == "placeholder":
+                copied.graph.erase_node(node)  # `num_batches_tracked`
+                continue
+        for position, argument in enumerate(node.target._schema.arguments):
+            if argument.name not in _TRAINING:
+                continue
+            if position < len(node.args):
+                node.update_arg(position, _TRAINING[argument.name])
+            elif argument.name in node.kwargs:
+                node.update_kwarg(argument.name, _TRAINING[argument.name])
+    copied.recompile()
+    return copied
