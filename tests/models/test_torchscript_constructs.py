@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchscript_zoo import IMAGES, X, agrees, batches, kinds, same, script, trace
 
-from interpret_server.models.torchscript import lower
+from interpret_server.models.torchscript import ArchiveBody, lower, training_modules
 
 # Containers, classes, arithmetic on shapes
 
@@ -260,6 +260,12 @@ def test_noise_is_not_frozen(tmp_path):
 def test_training_forms_become_inference_forms_with_a_note(tmp_path):
     module = nn.Sequential(nn.BatchNorm1d(6), nn.Dropout(0.5)).double().train()
     nn.init.uniform_(module[0].running_var, 1, 2)
-    result = lower(trace(module, tmp_path / "model.pt", X), [X])
+    archive = trace(module, tmp_path / "model.pt", X)
+    result = lower(archive, [X])
     same(result.graph(X), module.eval()(X))
-    assert [note.split(" ")[0] for note in result.notes] == ["batch_norm", "dropout"]
+    same(ArchiveBody(archive)(X), module(X))
+    found = ("0: aten::batch_norm", "1: aten::dropout")
+    assert training_modules(archive) == found
+    assert result.notes == [
+        f"The file was in training mode ({', '.join(found)}); it is served in its inference form."
+    ]

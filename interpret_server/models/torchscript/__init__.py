@@ -6,10 +6,12 @@ import torch
 from torch import Tensor
 
 from ..lowered import Lowered, Unlowerable
-from .archive import ArchiveBody, open_archive
+from .archive import ArchiveBody, open_archive, training_modules
 from .walker import Walker
 
-__all__ = ["ArchiveBody", "Unlowerable", "lower", "open_archive"]
+__all__ = ["ArchiveBody", "Unlowerable", "lower", "open_archive", "training_modules"]
+
+_SHOWN = 5  # of the modules in training mode
 
 
 def lower(archive: torch.jit.ScriptModule, examples: Sequence[Tensor]) -> Lowered:
@@ -30,4 +32,16 @@ def lower(archive: torch.jit.ScriptModule, examples: Sequence[Tensor]) -> Lowere
         Unlowerable: the code depends on tensor data, keeps state, or uses what has no graph form;
             the message names the operator or construct.
     """
-    return Walker(archive, examples).walk()
+    lowered = Walker(archive, examples).walk()
+    training = training_modules(archive)
+    if training:
+        lowered.notes.append(
+            f"The file was in training mode ({_listed(training)}); it is served in its inference "
+            "form."
+        )
+    return lowered
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:_SHOWN])
+    return f"{shown} and {len(names) - _SHOWN} more" if len(names) > _SHOWN else shown

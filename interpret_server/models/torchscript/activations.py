@@ -128,7 +128,7 @@ def _softmax(call: Call) -> Layer:
 
 @PLAIN_LAYERS.register("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
 def _dropout(call: Call) -> Layer:
-    if call.static("train"):
+    if call.static("train") and call.static("p"):
         call.recorder.note("dropout was active in the file; it is served in its inference form")
     module = {
         "dropout": nn.Dropout,

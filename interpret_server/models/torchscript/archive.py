@@ -10,6 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import InvalidModel, ModelRejected
+from .repairs import is_quantised, repair
+
+_TRAINING = "_interpret_training"  # the attribute of an opened archive that `repair` fills
+_MOST_MODULES = 100_000
 
 _UNKNOWN_OPERATOR = re.compile(r"Unknown builtin op: ([\w:]+)")
 _UNKNOWN_CLASS = re.compile(r"Unknown type name '([\w.]+)'|class ([\w.]+) does not exist")
@@ -17,6 +21,9 @@ _UNKNOWN_CLASS = re.compile(r"Unknown type name '([\w.]+)'|class ([\w.]+) does n
 
 def open_archive(path: Path) -> torch.jit.ScriptModule:
     """Load a TorchScript archive on the CPU, in evaluation mode, with frozen parameters.
+
+    Devices and training flags that the export fixed in the code are replaced: the archive runs on
+    the device of its inputs, in inference form.
 
     Raises:
         InvalidModel: the file is corrupt, truncated or of another format.
@@ -40,10 +47,25 @@ def open_archive(path: Path) -> torch.jit.ScriptModule:
         raise InvalidModel(
             "The TorchScript file is corrupt or truncated; save it again with torch.jit.save."
         ) from error
+    if len(list(archive.modules())) > _MOST_MODULES:
+        raise ModelRejected(f"The TorchScript file has more than {_MOST_MODULES} modules.")
+    object.__setattr__(archive, _TRAINING, repair(archive))
     archive.eval()
     for tensor in (*archive.parameters(), *archive.buffers()):
         tensor.requires_grad_(False)
     return archive
+
+
+def training_modules(archive: torch.jit.ScriptModule) -> tuple[str, ...]:
+    """What was in training mode in the file: modules by path, `path: operator` in traced code.
+
+    `open_archive` has put all of it in evaluation mode.
+
+    Args:
+        archive: from `open_archive`.
+    """
+    found: tuple[str, ...] = getattr(archive, _TRAINING, ())
+    return found
 
 
 def _check_format(path: Path) -> None:
@@ -68,17 +90,22 @@ def _check_format(path: Path) -> None:
 class ArchiveBody(nn.Module):
     """An archive run as it is, for what cannot become a graph.
 
+    Quantised arithmetic has no derivative, so such an archive's outputs require no gradient, even
+    where some path from the input avoids it.
+
     Its profiling executor rewrites backward passes after the first calls, which loses gradients'
     exactness and every backward rule; it is off here.
 
     Args:
-        archive: in evaluation mode.
+        archive: from `open_archive`.
     """
 
     def __init__(self, archive: torch.jit.ScriptModule) -> None:
         super().__init__()
         self.archive = archive
+        self.differentiable = not is_quantised(archive)
 
     def forward(self, *inputs: Tensor) -> Any:
-        with torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
+        enabled = torch.is_grad_enabled() and self.differentiable
+        with torch.jit.optimized_execution(False), torch.set_grad_enabled(enabled):  # type: ignore[attr-defined]
             return self.archive(*inputs)

@@ -1,15 +1,17 @@
 """Runs one `aten` operator on tensors: for the example, and as a node of the graph."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from ..lowered import Unlowerable
 from .activations import PLAIN_LAYERS
+from .attention import FUSED
 from .canonical import Call, NotCanonical
 from .memory import link, reshape_in_place, write
 from .recorder import Recorder
+from .recurrent import GATES, pack_padded_sequence, pad_packed_sequence, recurrent
 from .structure import Structure
 from .values import DTYPES, MEMORY_FORMATS, Item, Origin, Value, concrete, leaves, origin_of
 from .weighted import WEIGHTED_LAYERS
@@ -49,6 +51,10 @@ _KINDS = {
     "special_softmax": "softmax",
     "special_log_softmax": "log_softmax",
 }
+_PACKING = {
+    "_pack_padded_sequence": pack_padded_sequence,
+    "_pad_packed_sequence": pad_packed_sequence,
+}
 _RANDOM = torch.Tag.nondeterministic_seeded
 _RAGGED = torch.Tag.dynamic_output_shape
 _METADATA_ONLY = torch.Tag.inplace_view
@@ -75,6 +81,14 @@ class Operators:
         namespace, name = schema.name.split("::")
         if namespace != "aten":
             raise Unlowerable(f"the operator {schema.name} is not supported{self._where()}")
+        if name in FUSED:
+            result = FUSED[name](self, items)
+            if result is not NotImplemented:
+                return result
+        if name in GATES:
+            return self._recurrent(name, schema, items)
+        if name in _PACKING:
+            return self._own(_PACKING[name], name, schema, items)
         if name in ("tensor", "as_tensor"):
             return self._tensor(schema, items)
         if name in ("to", "type_as"):
@@ -145,6 +159,34 @@ class Operators:
             kind=_KINDS.get(name, public),
             name=self.recorder.named(public),
         )
+
+    def _own(self, function: Any, name: str, schema: Any, items: Sequence[Item]) -> Item:
+        """A function of ours in the place of an operator."""
+        origin = self._origin(self._overload(name, schema), items)
+        result = self._attempt(function, schema, [concrete(self._fresh(item)) for item in items])
+        return self.recorder.function(
+            function, items, {}, result, origin, kind=_KINDS.get(name, name.strip("_"))
+        )
+
+    def _recurrent(self, name: str, schema: Any, items: Sequence[Item]) -> Item:
+        given = {
+            argument.name: item for argument, item in zip(schema.arguments, items, strict=True)
+        }
+        if concrete(given["train"]) and concrete(given["dropout"]):
+            self.recorder.note("dropout was active in the file; it is served in its inference form")
+        arguments = [Value(name), Value(schema.overload_name), *items]
+        origin = self._origin(self._overload(name, schema), items)
+        values = [concrete(self._fresh(item)) for item in arguments]
+        result = self._attempt(recurrent, schema, values)
+        owner = self._name(name, items)
+        return self.recorder.function(
+            recurrent, arguments, {}, result, origin, kind=name, name=owner
+        )
+
+    def _fresh(self, item: Item) -> Item:
+        for leaf in leaves(item):
+            self.recorder.check(leaf)
+        return item
 
     def _to(self, schema: Any, items: Sequence[Item]) -> Item:
         """A change of dtype, if anything: the device is the server's choice."""
@@ -219,15 +261,23 @@ class Operators:
         positional: list[Any] = []
         keywords: dict[str, Any] = {}
         for argument, item in zip(schema.arguments, self._plain(schema, items), strict=True):
-            for leaf in leaves(item):
-                self.recorder.check(leaf)
+            self._fresh(item)
             if argument.kwarg_only:
                 keywords[argument.name] = concrete(item)
             else:
                 positional.append(concrete(item))
+        return self._attempt(function, schema, positional, keywords)
+
+    def _attempt(
+        self,
+        function: Any,
+        schema: Any,
+        positional: Sequence[Any],
+        keywords: Mapping[str, Any] | None = None,
+    ) -> Any:
         try:
             with torch.no_grad():
-                return function(*positional, **keywords)
+                return function(*positional, **(keywords or {}))
         except (RuntimeError, IndexError, ValueError, NotImplementedError) as error:
             raise Unlowerable(
                 f"{schema.name} refuses the shapes or types that the example leads to"

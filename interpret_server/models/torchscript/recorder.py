@@ -3,6 +3,7 @@
 import operator
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from ..lowered import Lowered, Unlowerable
 from .memory import refresh
-from .values import Item, Origin, Value
+from .values import Item, Origin, Value, leaves
 
 _GUARD_ROWS = (1, 2, 3)  # batch sizes at which decisions taken on shapes must come out the same
 
@@ -24,6 +25,14 @@ class _Entry:
         self.name, self.node = name, node
 
 
+@dataclass
+class _Guard:
+    node: fx.Node
+    expected: Any
+    what: str
+    where: str
+
+
 class Recorder:
     """An FX graph in the making.
 
@@ -35,12 +44,14 @@ class Recorder:
     def __init__(self, names: Sequence[str], examples: Sequence[Tensor]) -> None:
         self.graph = fx.Graph()
         self.scope = ""  # path of the module whose code is being walked
+        self.type_name = ""  # its class
+        self.place: Callable[[], str] = str  # describes the line of code being walked
         self.notes: dict[str, None] = {}
         self.owned: set[int] = set()  # memory of the archive itself
         self._names, self._examples = tuple(names), tuple(examples)
         self._attributes: dict[str, Tensor | nn.Module] = {}
         self._entries: list[_Entry] = []
-        self._guards: list[tuple[fx.Node, Any, str]] = []
+        self._guards: list[_Guard] = []
         self.inputs = [
             Value(example.detach().clone(), Origin.DATA, self.graph.placeholder(name))
             for name, example in zip(names, examples, strict=True)
@@ -51,8 +62,9 @@ class Recorder:
         self.device = self.graph.call_function(getattr, (self.inputs[0].node, "device"))
 
     def where(self) -> str:
-        """` in layer1.0`, for messages."""
-        return f" in {self.scope}" if self.scope else ""
+        """` in layer1.0 (model.py, line 12)`, for messages."""
+        scope, place = self.scope, self.place()
+        return (f" in {scope}" if scope else "") + (f" ({place})" if place else "")
 
     def note(self, sentence: str) -> None:
         """Tell the user something, once."""
@@ -125,7 +137,7 @@ class Recorder:
 
     def guard(self, node: fx.Node, expected: Any, what: str) -> None:
         """Demand that `node` gives `expected` whatever the batch size."""
-        self._guards.append((node, expected, f"{what}{self.where()}"))
+        self._guards.append(_Guard(node, expected, what, self.where()))
 
     # Nodes
 
@@ -209,14 +221,14 @@ class Recorder:
         return len(self._entries)
 
     def name_output(self, path: str, output: Item, since: int, *, leaf: bool) -> None:
-        """Name what a call of module `path` gave after the module.
+        """Name the first tensor that a call of module `path` gave after the module.
 
         A leaf module's output loses the operator's name; a container gets a second name for the
         value that its last part computed.
         """
-        if not path or not isinstance(output, Value) or not output.is_tensor:
-            return
-        if output.node is None:
+        tensors = (leaf for leaf in leaves(output) if leaf.is_tensor)
+        output = next(tensors, None)
+        if not path or output is None or output.node is None:
             return
         if leaf:
             for entry in self._entries[since:]:
@@ -276,7 +288,7 @@ class Recorder:
         graph = fx.Graph()
         copies: dict[fx.Node, fx.Node] = {}
         graph.graph_copy(self.graph, copies)
-        graph.output([copies[node] for node, _, _ in guards])
+        graph.output([copies[guard.node] for guard in guards])
         _remove_dead(graph)
         used = {str(node.target) for node in graph.nodes if node.op in ("call_module", "get_attr")}
         checks = fx.GraphModule({name: self._attributes[name] for name in used}, graph).eval()
@@ -293,9 +305,9 @@ class Recorder:
                     found = checks(*inputs)
             except (RuntimeError, ValueError, IndexError, TypeError):
                 continue  # a network of fixed batch size: it refuses such a batch aloud
-            for value, (_, expected, what) in zip(found, guards, strict=True):
-                if value != expected:
-                    raise Unlowerable(f"{what} depends on the batch size")
+            for value, guard in zip(found, guards, strict=True):
+                if value != guard.expected:
+                    raise Unlowerable(f"{guard.what} depends on the batch size{guard.where}")
 
 
 def _target(name: str) -> str:

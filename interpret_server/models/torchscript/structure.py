@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from ..lowered import Unlowerable
+from .attention import Nested
 from .recorder import Recorder
 from .scalars import SCALARS, element, formatted, plain
 from .values import (
@@ -32,6 +33,8 @@ class Structure:
 
     def __init__(self, recorder: Recorder) -> None:
         self.recorder = recorder
+        self._checked = False
+        self.nested = False  # whether rows of unequal length are on their way
         self.own: set[int] = set()  # lists and dictionaries that belong to the archive
 
     def run(self, kind: str, items: Sequence[Item]) -> Item:
@@ -213,10 +216,27 @@ class Structure:
         return container.get(self.position(key, "a key"), rest[0] if rest else Value(None))
 
     def _about(self, items: Sequence[Item], function: Callable[[torch.Tensor], Any]) -> Item:
-        item = items[0]
+        item = items[0].padded if isinstance(items[0], Nested) else items[0]
         if not isinstance(item, Value) or not item.is_tensor:
             return NotImplemented
         return Value(function(item.value))
+
+    def _nest(self, items: Sequence[Item]) -> Item:
+        self.nested = True
+        return Nested(items[0], items[1], self._checked)
+
+    def _left_aligned(self) -> Item:
+        """The file asks whether all rows are padded at their end alone; here each row decides."""
+        self._checked = True
+        self.recorder.note(
+            "nn.TransformerEncoder treats a batch as one where a row is padded elsewhere than at "
+            "its end; every row is served as it would be alone"
+        )
+        return Value(True)
+
+    def _grad_enabled(self) -> Item:
+        """Outside gradients, nn.TransformerEncoder sets what is padding to 0."""
+        return Value(not self.nested and self.recorder.type_name != "TransformerEncoder")
 
 
 def _unboxed(item: Item) -> Item:
@@ -265,13 +285,15 @@ _HANDLERS: dict[str, Handler] = {
         items[0].origin >= Origin.DATA and items[0].value.is_floating_point()
     ),
     "prim::type": lambda s, items: Value(items[0].value.type),
-    "prim::is_nested": lambda s, items: Value(False),
+    "prim::is_nested": lambda s, items: Value(isinstance(items[0], Nested)),
     "prim::is_sparse": lambda s, items: Value(False),
     "prim::is_cpu": lambda s, items: Value(True),
     "prim::is_quantized": lambda s, items: s._about(items, lambda t: t.is_quantized),
     "aten::is_floating_point": lambda s, items: s._about(items, torch.is_floating_point),
     "aten::is_complex": lambda s, items: s._about(items, torch.is_complex),
-    "aten::is_grad_enabled": lambda s, items: Value(True),
+    "aten::is_grad_enabled": lambda s, items: s._grad_enabled(),
+    "aten::_nested_tensor_from_mask": lambda s, items: s._nest(items),
+    "aten::_nested_tensor_from_mask_left_aligned": lambda s, items: s._left_aligned(),
     "aten::is_autocast_enabled": lambda s, items: Value(False),
     "aten::is_autocast_cpu_enabled": lambda s, items: Value(False),
     "aten::format": lambda s, items: s.message(items),

@@ -1,6 +1,9 @@
 """Walks TorchScript graphs with example values, module by module, and records what they compute."""
 
-from collections.abc import Iterator, Sequence
+import re
+import time
+from collections.abc import Sequence
+from pathlib import PurePath
 from typing import Any
 
 import torch
@@ -9,11 +12,16 @@ from torch import Tensor
 from ..lowered import Lowered, Unlowerable
 from .operators import Operators
 from .recorder import Recorder
+from .repairs import inline_functions
 from .structure import Structure
-from .values import Instance, Item, Part, Value, lift
+from .values import Instance, Item, Origin, Part, Value, lift
 
 _CALL = "interpret::CallMethod"
+IMPORT_SECONDS = 120.0  # that one walk may take
+MOST_STEPS = 400_000  # operations of TorchScript, those on numbers and lists included
 _ITERATIONS = 10_000  # of all loops together, before one is taken to be endless
+
+_LINE = re.compile(r'File "([^"]+)", line (\d+)')
 
 Environment = dict[str, Item]
 
@@ -41,6 +49,8 @@ class Walker:
         self._attributes: dict[tuple[str, str], Item] = {}
         self._written: set[tuple[str, str]] = set()
         self._iterations = 0
+        self._steps = 0
+        self._deadline = time.monotonic() + IMPORT_SECONDS
         self._nested = False  # whether the module being walked has layers inside
 
     def walk(self) -> Lowered:
@@ -57,7 +67,7 @@ class Walker:
 
     def _method(self, part: Part, name: str, arguments: Sequence[Item]) -> Item:
         graph = part.module._get_method(name).graph.copy()
-        _inline_functions(graph)
+        inline_functions(graph, keep=_CALL)
         environment: Environment = {
             value.debugName(): item
             for value, item in zip(graph.inputs(), [part, *arguments], strict=True)
@@ -69,14 +79,16 @@ class Walker:
         part, *arguments = items
         if not isinstance(part, Part):
             raise Unlowerable(f"a method of a TorchScript class is called{self._recorder.where()}")
-        caller, nested = self._recorder.scope, self._nested
+        caller, nested, type_name = self._recorder.scope, self._nested, self._recorder.type_name
         if part.path == caller:
             return self._method(part, node.s("name"), arguments)
         since = self._recorder.mark
         self._recorder.scope, self._nested = part.path, False
+        self._recorder.type_name = part.module._type().name()  # type: ignore[attr-defined]
         output = self._method(part, node.s("name"), arguments)
         self._recorder.name_output(part.path, output, since, leaf=not self._nested)
         self._recorder.scope, self._nested = caller, nested or self._recorder.mark > since
+        self._recorder.type_name = type_name
         return output
 
     def _get_attribute(self, owner: Item, name: str) -> Item:
@@ -132,6 +144,8 @@ class Walker:
         return [environment[value.debugName()] for value in block.outputs()]
 
     def _node(self, node: torch._C.Node, environment: Environment) -> Sequence[Item]:
+        self._count()
+        self._recorder.place = lambda: _place(node)
         kind = node.kind()
         items = [environment[value.debugName()] for value in node.inputs()]
         match kind:
@@ -159,6 +173,13 @@ class Walker:
         except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise Unlowerable(f"{kind} is not supported in this form{self._where()}") from error
         return result if node.outputsSize() > 1 else [result]
+
+    def _count(self) -> None:
+        self._steps += 1
+        if self._steps > MOST_STEPS:
+            raise Unlowerable(f"the model takes more than {MOST_STEPS} operations")
+        if time.monotonic() > self._deadline:
+            raise Unlowerable(f"the model takes longer than {IMPORT_SECONDS} s to walk through")
 
     def _operator(self, kind: str, node: torch._C.Node, items: Sequence[Item]) -> Any:
         result = self._structure.run(kind, items)
@@ -197,10 +218,16 @@ class Walker:
         raise Unlowerable(f"prim::isinstance is not supported{self._where()}")
 
     def _if(self, node: torch._C.Node, condition: Item, environment: Environment) -> Sequence[Item]:
-        taken, other = node.blocks()
-        if not self._recorder.static(condition, "prim::If"):
-            taken = other
-        return self._block(taken, environment)
+        blocks = list(node.blocks())
+        if isinstance(condition, Value) and condition.origin >= Origin.DATA:
+            # An assertion on data: only a failing example could take the branch that raises.
+            passing = [block for block in blocks if not _raises(block)]
+            taken = 0 if condition.value else 1
+            if len(passing) == 1 and passing[0] is blocks[taken]:
+                self._recorder.note(f"a check of the data is left out{self._where()}")
+                return self._block(blocks[taken], environment)
+        taken = 0 if self._recorder.static(condition, "prim::If") else 1
+        return self._block(blocks[taken], environment)
 
     def _loop(
         self, node: torch._C.Node, items: Sequence[Item], environment: Environment
@@ -220,25 +247,11 @@ class Walker:
         return carried
 
 
-def _inline_functions(graph: torch._C.Graph) -> None:
-    """Inline calls of functions, leaving calls of submodules' methods."""
-    for node in list(_calls(graph)):
-        inputs = list(node.inputs())
-        if inputs[0].node().kind() == "prim::CreateObject":
-            continue
-        call = graph.create(_CALL, inputs, node.outputsSize())
-        call.s_("name", node.s("name"))
-        call.insertBefore(node)
-        for ours, theirs in zip(call.outputs(), node.outputs(), strict=True):
-            ours.setType(theirs.type())
-        node.replaceAllUsesWith(call)
-        node.destroy()
-    torch._C._jit_pass_inline(graph)
+def _raises(block: Any) -> bool:
+    return any(node.kind() == "prim::RaiseException" for node in block.nodes())
 
 
-def _calls(block: Any) -> Iterator[torch._C.Node]:
-    for node in block.nodes():
-        if node.kind() == "prim::CallMethod":
-            yield node
-        for inner in node.blocks():
-            yield from _calls(inner)
+def _place(node: torch._C.Node) -> str:
+    """`model.py, line 12`: where the author wrote a node, if the archive tells."""
+    found = _LINE.findall(str(node.sourceRange()))
+    return f"{PurePath(found[0][0]).name}, line {found[0][1]}" if found else ""
