@@ -1,15 +1,14 @@
 """Quantised operators against onnxruntime, and straight-through gradients against float models."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 import torch
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto
+from onnx_node import Node as Case
 from onnx_table import weights
 
 from interpret_server.models.onnx import import_model, runtime, to_module
@@ -36,84 +35,19 @@ def numbers(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(0, 2, shape).astype(F32)
 
 
-@dataclass(frozen=True)
-class Case:
-    """One node; the inputs in `fed` are the graph's, the others are stored."""
-
-    operator: str
-    inputs: Sequence[Any]
-    attributes: Mapping[str, Any] = field(default_factory=dict)
-    fed: Sequence[int] = (0,)
-    outputs: int = 1
-    opset: int = 21
-
-    def __str__(self) -> str:
-        told = [f"{v.dtype}{list(v.shape)}" for v in map(np.asarray, self.inputs) if v.dtype != "O"]
-        return "-".join([self.operator, *map(str, self.attributes.values()), *told])
-
-    def write(self, path: Path) -> list[torch.Tensor]:
-        names, stored, infos = [], [], []
-        for index, value in enumerate(self.inputs):
-            names.append("" if value is None else f"v{index}")
-            if value is None:
-                continue
-            proto = (
-                value
-                if isinstance(value, onnx.TensorProto)
-                else numpy_helper.from_array(np.asarray(value), f"v{index}")
-            )
-            proto.name = f"v{index}"
-            if index in self.fed:
-                infos.append(helper.make_tensor_value_info(proto.name, proto.data_type, proto.dims))
-            else:
-                stored.append(proto)
-        outputs = [f"y{index}" for index in range(self.outputs)]
-        domain = "com.microsoft" if self.operator in MICROSOFT else ""
-        node = helper.make_node(
-            self.operator, names, outputs, "node", domain=domain, **self.attributes
-        )
-        whole = self.operator.startswith("QLinear") or len(self.inputs) == 9
-        kind = infos[0].type.tensor_type.elem_type if whole else TensorProto.FLOAT
-        save(path, [node], infos, stored, outputs, self.opset, kind)
-        return [torch.from_numpy(np.asarray(self.inputs[index])) for index in self.fed]
+def microsoft(
+    operator: str,
+    inputs: Sequence[Any],
+    attributes: Mapping[str, Any] | None = None,
+    fed: Sequence[int] = (0,),
+    result: Any = U8,
+) -> Case:
+    rank = np.asarray(inputs[fed[0]]).ndim
+    return Case(
+        operator, inputs, attributes or {}, fed, domain="com.microsoft", results=[(result, rank)]
+    )
 
 
-def save(
-    path: Path,
-    nodes: Sequence[onnx.NodeProto],
-    inputs: Sequence[onnx.ValueInfoProto],
-    stored: Sequence[onnx.TensorProto],
-    outputs: Sequence[str],
-    opset: int = 21,
-    kind: int = TensorProto.FLOAT,
-) -> None:
-    told = [onnx.ValueInfoProto(name=name) for name in outputs]
-    graph = helper.make_graph(list(nodes), "graph", list(inputs), told, stored)
-    imports = [helper.make_opsetid("", opset), helper.make_opsetid("com.microsoft", 1)]
-    model = helper.make_model(graph, opset_imports=imports, ir_version=10)
-    inferred = {item.name: item for item in onnx.shape_inference.infer_shapes(model).graph.output}
-    for item in model.graph.output:
-        item.CopyFrom(inferred[item.name])
-        if not item.type.tensor_type.elem_type:
-            rank = len(inputs[0].type.tensor_type.shape.dim)
-            item.CopyFrom(helper.make_tensor_value_info(item.name, kind, ["?"] * rank))
-    path.write_bytes(model.SerializeToString())
-
-
-MICROSOFT = {
-    "QLinearAdd",
-    "QLinearMul",
-    "QLinearSigmoid",
-    "QLinearLeakyRelu",
-    "QLinearSoftmax",
-    "QLinearAveragePool",
-    "QLinearGlobalAveragePool",
-    "QLinearConcat",
-    "QGemm",
-    "DynamicQuantizeMatMul",
-    "MatMulIntegerToFloat",
-    "MatMulNBits",
-}
 A, B = integers(U8, 4, 6), integers(U8, 6, 5, seed=1)
 SA, SB, SY = scale(0.02), scale(0.05), scale(0.3)
 PER_COLUMN = np.linspace(0.01, 0.2, 5, dtype=F32)
@@ -188,10 +122,11 @@ CASES = [
         fed=(0, 3),
     ),
     *(
-        Case(
+        microsoft(
             "QGemm",
             (A.T if a else A, SA, np.array(7, U8), b.T if t else b, bs, bz, c, *y),
             {"transA": a, "transB": t, "alpha": 0.5},
+            result=U8 if y else F32,
         )
         for a, t, b, bs, bz, c, y in (
             (0, 0, B, SB, np.array(9, U8), None, (SY, np.array(3, U8))),
@@ -200,11 +135,11 @@ CASES = [
         )
     ),
     *(
-        Case(name, (A, SA, np.array(7, U8), A[::-1].copy(), SB, np.array(9, U8), SY, zero))
+        microsoft(name, (A, SA, np.array(7, U8), A[::-1].copy(), SB, np.array(9, U8), SY, zero))
         for name in ("QLinearAdd", "QLinearMul")
         for zero in (np.array(3, U8), np.array(128, U8))
     ),
-    Case(
+    microsoft(
         "QLinearAdd",
         (
             A.astype(I8),
@@ -217,9 +152,10 @@ CASES = [
             np.array(-3, I8),
         ),
         fed=(0, 3),
+        result=I8,
     ),
     *(
-        Case(name, (TABLE, scale(0.05), np.array(130, U8), y_scale, zero), attributes)
+        microsoft(name, (TABLE, scale(0.05), np.array(130, U8), y_scale, zero), attributes)
         for name, y_scale, zero, attributes in (
             ("QLinearSigmoid", scale(1 / 256), np.array(0, U8), {}),
             ("QLinearLeakyRelu", scale(0.04), np.array(60, U8), {"alpha": 0.2}),
@@ -240,7 +176,7 @@ CASES = [
             ),
         )
     ),
-    Case(
+    microsoft(
         "QLinearConcat",
         (SY, np.array(30, U8), A, SA, np.array(7, U8), A.T[:4], scale(0.4), np.array(9, U8)),
         {"axis": 1},
@@ -249,12 +185,24 @@ CASES = [
 ]
 # Sums of floating-point numbers, which differ by rounding.
 INEXACT = [
-    Case("DynamicQuantizeMatMul", (numbers(4, 6), B, SB, np.array(9, U8), weights(5))),
-    Case("DynamicQuantizeMatMul", (numbers(4, 6), B.astype(I8), PER_COLUMN, np.zeros(5, I8))),
-    Case("MatMulIntegerToFloat", (A, B, SA, SB, np.array(7, U8), np.array(9, U8), weights(5))),
-    Case("MatMulIntegerToFloat", (A, B.astype(I8), SA, PER_COLUMN, np.array(7, U8))),
+    microsoft(
+        "DynamicQuantizeMatMul", (numbers(4, 6), B, SB, np.array(9, U8), weights(5)), result=F32
+    ),
+    microsoft(
+        "DynamicQuantizeMatMul",
+        (numbers(4, 6), B.astype(I8), PER_COLUMN, np.zeros(5, I8)),
+        result=F32,
+    ),
+    microsoft(
+        "MatMulIntegerToFloat",
+        (A, B, SA, SB, np.array(7, U8), np.array(9, U8), weights(5)),
+        result=F32,
+    ),
+    microsoft(
+        "MatMulIntegerToFloat", (A, B.astype(I8), SA, PER_COLUMN, np.array(7, U8)), result=F32
+    ),
     *(
-        Case(
+        microsoft(
             "MatMulNBits",
             (
                 numbers(3, 40),
@@ -263,6 +211,7 @@ INEXACT = [
                 *zeros,
             ),
             {"K": 40, "N": 5, "bits": bits, "block_size": 16},
+            result=F32,
         )
         for bits, zeros in (
             (4, ()),
