@@ -119,14 +119,16 @@ def test_a_branch_decided_by_shapes_is_inlined(path):
     assert torch.equal(lowered.graph(torch.tensor([[-1.0, 0, 2]])), torch.tensor([[0.0, 0, 2]]))
 
 
-def test_a_branch_decided_by_values_is_refused_by_name(path):
+def test_a_branch_decided_by_values_is_taken_at_run_time(path):
     branches(
         path,
         [node("ReduceSum", "x", "sum", keepdims=0), node("Greater", "sum zero", "condition")],
         zero=real(0),
     )
-    with pytest.raises(Unlowerable, match="If"):
-        import_model(path)
+    graph = import_model(path).graph
+    x = torch.tensor([[-1.0, 0, 2]])
+    assert torch.equal(graph(x), x.relu())
+    assert torch.equal(graph(-x), x)
 
 
 def test_a_product_and_a_sum_with_constants_are_one_linear_layer(path):

@@ -8,18 +8,18 @@ import keyword
 import math
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
 
 from ...errors import InvalidModel
 from ..lowered import Unlowerable
-from .values import Number, Numbers, Value, number_type
+from .looping import Trips
+from .values import UNKNOWN, Examples, Listed, Maybe, Number, Numbers, Value, number_type
 
 MAX_CONSTANT = 512 * 2**20
 MAX_CONSTANTS = 2 * 2**30
-_UNKNOWN = (None, None)
 
 
 class FixedBatch(Exception):
@@ -51,30 +51,79 @@ def item_at(values: Sequence[Any], index: int) -> Any:
     return values[index]
 
 
+def as_list(items: Sequence[Any]) -> list[Any]:
+    """Values as an ONNX sequence."""
+    return list(items)
+
+
+class Allowance:
+    """The bytes of constants that one import may compute."""
+
+    def __init__(self) -> None:
+        self.used = 0
+
+    def claim(self, size: int) -> None:
+        """As `Builder.claim`."""
+        self.used += size
+        if size > MAX_CONSTANT or self.used > MAX_CONSTANTS:
+            raise InvalidModel(
+                f"model: the graph computes constants of {size / 2**20:.0f} MiB; "
+                f"at most {MAX_CONSTANT // 2**20} MiB are accepted"
+            )
+
+
 class Builder:
     """An FX graph under construction.
 
     Args:
         fixed_batch: the batch size that the file fixes and that is being made free, or None.
+        outer: of the graph whose values this one uses, for the body of a loop or a branch.
+
+    Attributes:
+        captured: values of the outer graph -> the inputs of this graph that hold them, in order.
+        decides: whether computed values decide what is run, for all rows of a batch together.
+        trips: counts the steps of all loops.
     """
 
-    def __init__(self, fixed_batch: int | None = None) -> None:
+    def __init__(self, fixed_batch: int | None = None, outer: "Builder | None" = None) -> None:
         self.graph = fx.Graph()
         self.root = nn.Module()
-        self.fixed_batch = fixed_batch
+        self.fixed_batch, self.outer = fixed_batch, outer
+        self.captured: dict[fx.Node, fx.Node] = {}
         self.freed = False
-        self.mixes_rows, self.rows_apart = False, True  # see rows.py
+        self.mixes_rows = False  # see rows.py
+        self.rows_apart: bool = outer.rows_apart if outer else True
+        self.decides = False
+        self.trips: Trips = outer.trips if outer else Trips()
         self._anchor: fx.Node | None = None
         self._stored: dict[int, tuple[Tensor, fx.Node]] = {}
-        self._folded = 0
+        self._allowance: Allowance = outer._allowance if outer else Allowance()
 
-    def placeholder(self, name: str, examples: tuple[Any, Any]) -> fx.Node:
+    def placeholder(self, name: str, examples: Examples) -> fx.Node:
         """An input of the graph, with its value under each witness."""
         node = self.graph.create_node("placeholder", _identifier(name), name=_identifier(name))
         node.target = node.name
         node.meta["examples"] = examples
-        self._anchor = self._anchor or node
+        if self.outer is None:
+            self._anchor = self._anchor or node
         return node
+
+    def capture(self, value: Maybe) -> Maybe:
+        """A value of the outer graph as this graph sees it."""
+        if isinstance(value, Numbers):
+            items = tuple(self._capture(item) for item in value.items)
+            return Numbers(items, value.scalar, value.dtype)
+        if isinstance(value, Listed):
+            return Listed(tuple(cast(Value, self.capture(item)) for item in value.items))
+        return cast(Maybe, self._capture(value))
+
+    def _capture(self, value: Any) -> Any:
+        if not isinstance(value, fx.Node):
+            return value
+        if value not in self.captured:
+            examples = value.meta.get("examples", UNKNOWN)
+            self.captured[value] = self.placeholder(value.name, examples)
+        return self.captured[value]
 
     @property
     def batches(self) -> tuple[int, int]:
@@ -84,6 +133,8 @@ class Builder:
     @property
     def anchor(self) -> fx.Node:
         """A node whose value is on the device where the graph runs."""
+        if self._anchor is None and self.outer is not None:
+            self._anchor = self._capture(self.outer.anchor)
         if self._anchor is None:
             raise Unlowerable("the graph has no inputs")
         return self._anchor
@@ -95,12 +146,14 @@ class Builder:
         name: str,
         kind: str,
         examine: Callable[..., Any] | None = None,
+        examples: Examples | None = None,
     ) -> Any:
         """The result of a module of its own; folded where every argument is a constant.
 
         Args:
             examine: what gives the result's shapes from arguments without data; the module itself
                 where it is left out.
+            examples: the result under each witness, of a module that is not to be run at import.
         """
         module.eval().requires_grad_(False)
         state = {key: value.to("meta") for key, value in module.state_dict().items()}
@@ -108,13 +161,16 @@ class Builder:
         def run(*values: Any) -> Any:
             return torch.func.functional_call(module, state, values)
 
-        if not _nodes(args):
+        if not _nodes(args) and examples is None:
             return self._fold(module, args, {}, examine or run)
         path = self._attribute(name)
         self.root.add_module(path, module)
         inputs = self._embed(args)
         node = self.graph.create_node("call_module", path, inputs, name=_identifier(name))
-        self._examine(node, examine or run, inputs, {})
+        if examples is None:
+            self._examine(node, examine or run, inputs, {})
+        else:
+            node.meta["examples"] = examples
         node.meta["kind"] = kind
         return node
 
@@ -145,6 +201,8 @@ class Builder:
             return list(x.shape)
         if isinstance(x, Numbers):
             return [] if x.scalar else [len(x.items)]
+        if isinstance(x, Listed):
+            return None
         known = self.shape(x)
         if known is None:
             return None
@@ -155,9 +213,11 @@ class Builder:
 
     def shape(self, x: Value) -> tuple[int | None, ...] | None:
         """The sizes of all axes; None where they depend on the batch, or for unknown rank."""
+        if isinstance(x, Listed):
+            return None
         if not isinstance(x, fx.Node):
             return tuple(length for length in self.sizes(x) or () if isinstance(length, int))
-        first, second = x.meta.get("examples", _UNKNOWN)
+        first, second = x.meta.get("examples", UNKNOWN)
         if not isinstance(first, Tensor) or not isinstance(second, Tensor):
             return None
         if first.dim() != second.dim():
@@ -166,23 +226,31 @@ class Builder:
 
     def dtype(self, x: Value) -> torch.dtype | None:
         """The element type, or None where it is unknown."""
+        if isinstance(x, Listed):
+            return None
         if not isinstance(x, fx.Node):
             return x.dtype
-        example = x.meta.get("examples", _UNKNOWN)[0]
+        example = x.meta.get("examples", UNKNOWN)[0]
         return example.dtype if isinstance(example, Tensor) else None
 
     def examples(self, x: Value) -> tuple[Tensor, Tensor] | None:
         """The value under each witness, without data; None where unknown or constant."""
         if not isinstance(x, fx.Node):
             return None
-        first, second = x.meta.get("examples", _UNKNOWN)
+        first, second = x.meta.get("examples", UNKNOWN)
         both = isinstance(first, Tensor) and isinstance(second, Tensor)
         return (first, second) if both else None
 
     def tensor(self, x: Value) -> fx.Node:
-        """The value as a graph node that gives a tensor."""
+        """The value as a graph node that gives a tensor, or a list for a sequence."""
         if isinstance(x, fx.Node):
             return x
+        if isinstance(x, Listed):
+            parts = ([self.tensor(item) for item in x.items],)
+            node = self.graph.create_node("call_function", as_list, parts, name="sequence")
+            self._examine(node, as_list, parts, {})
+            node.meta["kind"] = "sequence"
+            return node
         if isinstance(x, Numbers):
             build, items = (
                 (number_to_tensor, x.items[0]) if x.scalar else (numbers_to_tensor, list(x.items))
@@ -201,10 +269,16 @@ class Builder:
             self._stored[id(x)] = (x, node)
         return self._stored[id(x)][1]
 
+    def absorb(self, inner: "Builder") -> None:
+        """Take over what was noticed while a graph inside this one was built."""
+        self.freed |= inner.freed
+        self.mixes_rows |= inner.mixes_rows
+        self.decides |= inner.decides
+
     def finish(self, outputs: Sequence[Value]) -> fx.GraphModule:
-        """The graph module; one output is given bare, several as a tuple."""
+        """The graph module; one output is given bare, several, and those of a body, as a tuple."""
         nodes = tuple(self.tensor(value) for value in outputs)
-        self.graph.output(nodes[0] if len(nodes) == 1 else nodes)
+        self.graph.output(nodes[0] if len(nodes) == 1 and self.outer is None else nodes)
         module = fx.GraphModule(self.root, self.graph)
         module.graph.eliminate_dead_code()
         module.delete_all_unused_submodules()
@@ -214,7 +288,7 @@ class Builder:
     def _embed(self, arguments: Any) -> Any:
         return fx.node.map_aggregate(
             arguments,
-            lambda item: self.tensor(item) if isinstance(item, Tensor | Numbers) else item,
+            lambda item: self.tensor(item) if isinstance(item, Tensor | Numbers | Listed) else item,
         )
 
     def _fold(
@@ -242,19 +316,14 @@ class Builder:
         Raises:
             InvalidModel: it, or all of them together, would be too large.
         """
-        self._folded += size
-        if size > MAX_CONSTANT or self._folded > MAX_CONSTANTS:
-            raise InvalidModel(
-                f"model: the graph computes constants of {size / 2**20:.0f} MiB; "
-                f"at most {MAX_CONSTANT // 2**20} MiB are accepted"
-            )
+        self._allowance.claim(size)
 
     def _examine(self, node: fx.Node, target: Callable[..., Any], args: Any, kwargs: Any) -> None:
         results: list[Any] = []
         for witness in (0, 1):
 
             def value(item: fx.Node, witness: int = witness) -> Any:
-                example = item.meta.get("examples", _UNKNOWN)[witness]
+                example = item.meta.get("examples", UNKNOWN)[witness]
                 if example is None:
                     raise NotImplementedError
                 return example
@@ -313,6 +382,8 @@ def _nodes(arguments: Any) -> list[fx.Node]:
             found.append(item)
         elif isinstance(item, Numbers):
             found.extend(n for n in item.items if isinstance(n, fx.Node))
+        elif isinstance(item, Listed):
+            found.extend(_nodes(item.items))
         return item
 
     fx.node.map_aggregate(arguments, visit)

@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 
 from ..lowered import Unlowerable
 from .builder import Builder, item_at, literal, to_numbers
+from .subgraph import Subgraphs
 from .values import HALF, Number, Numbers, Value, dtype_of
 
 Items = list[Number]
@@ -27,6 +28,7 @@ class Call:
         outputs: the names of the outputs, empty where one is not wanted.
         name: the layer's name.
         builder: the graph under construction.
+        subgraphs: imports the graphs among the attributes.
         faithful: keep float16 and training mode as the file has them.
         straight_through: rounding to integers passes gradients on.
     """
@@ -38,6 +40,7 @@ class Call:
     outputs: tuple[str, ...]
     name: str
     builder: Builder
+    subgraphs: Subgraphs
     faithful: bool = False
     straight_through: bool = False
 
@@ -120,11 +123,11 @@ class Call:
         module: nn.Module,
         *args: Any,
         kind: str | None = None,
-        examine: Callable[..., Any] | None = None,
+        **options: Any,
     ) -> Value:
-        """Call a module of its own; `examine` as in `Builder.module`."""
+        """Call a module of its own, with the options of `Builder.module`."""
         result: Value = self.builder.module(
-            module, *args, name=self.name, kind=kind or self.kind, examine=examine
+            module, *args, name=self.name, kind=kind or self.kind, **options
         )
         return result
 

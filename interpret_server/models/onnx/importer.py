@@ -17,7 +17,8 @@ from .file import MAX_NODES, TensorInfo, header
 from .functions import schema_function
 from .registry import find
 from .rows import follow_rows
-from .values import HALF, Maybe, Numbers, Output, Value, to_tensor
+from .subgraph import Frame, Subgraphs
+from .values import HALF, Listed, Maybe, Numbers, Output, Value, to_tensor
 
 _DEEPEST = 32
 _IMAGE = (224, 256)
@@ -82,9 +83,9 @@ class Importer:
             values[info.name] = self.builder.placeholder(
                 info.name, self._examples(info, names, sizes)
             )
-        self._store(graph, values)
-        self._walk(graph.node, values, _versions(self.model.opset_import), {}, 0)
-        outputs = [self._value(values, item.name) for item in graph.output]
+        self.store(graph, values)
+        self.walk(graph.node, Frame(self.builder, values, _versions(self.model.opset_import), {}))
+        outputs = [self.value(values, item.name) for item in graph.output]
         module = self.builder.finish(outputs)
         alive = {node.name for node in module.graph.nodes}
         return Lowered(
@@ -124,7 +125,8 @@ class Importer:
             return torch.float32
         return dtype
 
-    def _store(self, graph: GraphProto, values: dict[str, Maybe]) -> None:
+    def store(self, graph: GraphProto, values: dict[str, Maybe]) -> None:
+        """Add a graph's stored values."""
         for proto in graph.initializer:
             values[proto.name] = self._constant(to_tensor(proto))
 
@@ -132,57 +134,53 @@ class Importer:
         return tensor.to(self._keep(tensor.dtype))
 
     def _input(self, values: Mapping[str, Maybe], name: str) -> Maybe:
-        if name not in values:
-            raise InvalidModel(f"model: the value {name!r} is used but never computed")
-        return values[name]
+        try:
+            return values[name]
+        except KeyError as error:
+            raise InvalidModel(f"model: the value {name!r} is used but never computed") from error
 
-    def _value(self, values: Mapping[str, Maybe], name: str) -> Value:
+    def value(self, values: Mapping[str, Maybe], name: str) -> Value:
+        """A value by name.
+
+        Raises:
+            InvalidModel: it is never computed.
+        """
         value = self._input(values, name)
         if value is None:
             raise InvalidModel(f"model: the value {name!r} is used but never computed")
         return value
 
-    def _walk(
-        self,
-        nodes: Sequence[NodeProto],
-        values: dict[str, Maybe],
-        versions: Mapping[str, int],
-        given: Mapping[str, Any],
-        depth: int,
-    ) -> None:
-        if depth > _DEEPEST:
+    def walk(self, nodes: Sequence[NodeProto], frame: Frame) -> None:
+        """Import nodes in order, adding their outputs to the frame's values."""
+        if frame.depth > _DEEPEST:
             raise InvalidModel("model: functions or branches are nested too deeply")
         for node in nodes:
             self._visited += 1
             if self._visited > MAX_NODES:
                 raise InvalidModel(f"model: the graph expands to more than {MAX_NODES} nodes")
-            inputs = [self._input(values, name) for name in node.input]
-            results = self._node(node, inputs, values, versions, given, depth)
-            follow_rows(node.op_type, inputs, results, self.builder)
+            inputs = [self._input(frame.values, name) for name in node.input]
+            results = self._node(node, inputs, frame)
+            follow_rows(node.op_type, inputs, results, frame.builder)
             named = zip(node.output, results, strict=False)
-            values |= {name: result for name, result in named if name}
-            if depth == 0:
-                self._name(node, results)
+            frame.values.update({name: result for name, result in named if name})
+            if frame.prefix is not None:
+                self._name(node, results, frame.prefix)
 
-    def _name(self, node: NodeProto, results: Sequence[Maybe]) -> None:
+    def _name(self, node: NodeProto, results: Sequence[Maybe], prefix: str) -> None:
+        unique = bool(prefix) or node.name in self._unique
         for output, result in zip(node.output, results, strict=False):
             if isinstance(result, fx.Node) and output:
-                single = len(node.output) == 1 and node.name in self._unique
-                self.layers[node.name if single else output] = result.name
+                single = len(node.output) == 1 and node.name and unique
+                name = prefix + (node.name if single else output)
+                if prefix and name in self.layers:
+                    name = prefix + output
+                self.layers[name] = result.name
 
-    def _node(
-        self,
-        node: NodeProto,
-        inputs: list[Maybe],
-        values: dict[str, Maybe],
-        versions: Mapping[str, int],
-        given: Mapping[str, Any],
-        depth: int,
-    ) -> Sequence[Maybe]:
+    def _node(self, node: NodeProto, inputs: list[Maybe], frame: Frame) -> Sequence[Maybe]:
         domain = _domain(node.domain)
-        attributes = self._attributes(node.attribute, given)
+        attributes = self._attributes(node.attribute, frame.given)
         name = node.name if node.name in self._unique else next(filter(None, node.output), "")
-        version = versions.get(domain, 1)
+        version = frame.versions.get(domain, 1)
         call = Call(
             operator=node.op_type,
             domain=domain,
@@ -190,15 +188,14 @@ class Importer:
             attributes=attributes,
             outputs=tuple(node.output),
             name=name,
-            builder=self.builder,
+            builder=frame.builder,
+            subgraphs=Subgraphs(self, frame, name),
             faithful=self.faithful,
             straight_through=self.straight_through,
         )
         if (domain, node.op_type) in self.functions:
             function = self.functions[domain, node.op_type]
-            return self._expand(function, inputs, attributes, depth)
-        if (domain, node.op_type) == ("", "If"):
-            return self._branch(call, inputs, values, versions, given, depth)
+            return self._expand(function, inputs, attributes, frame)
         try:
             shape = host.evaluate(call, inputs)
             if shape is not None:
@@ -216,7 +213,7 @@ class Importer:
                 f"the operator {node.op_type} (domain {domain or 'ai.onnx'}, opset {version}) "
                 "is not supported"
             )
-        return self._expand(body.function, inputs, {**body.defaults, **attributes}, depth)
+        return self._expand(body.function, inputs, {**body.defaults, **attributes}, frame)
 
     def _attributes(
         self, protos: Sequence[AttributeProto], given: Mapping[str, Any]
@@ -242,46 +239,20 @@ class Importer:
         function: FunctionProto,
         inputs: Sequence[Maybe],
         attributes: Mapping[str, Any],
-        depth: int,
+        frame: Frame,
     ) -> Sequence[Maybe]:
         given = {**self._attributes(function.attribute_proto, {}), **attributes}
         values: dict[str, Maybe] = {"": None}
         values |= dict.fromkeys(function.input)
         values |= dict(zip(function.input, inputs, strict=False))
         versions = _versions(function.opset_import)
-        self._walk(function.node, values, versions, given, depth + 1)
+        inside = Frame(frame.builder, values, versions, given, frame.depth + 1, None)
+        self.walk(function.node, inside)
         return [values.get(name) for name in function.output]
-
-    def _branch(
-        self,
-        call: Call,
-        inputs: Sequence[Maybe],
-        values: Mapping[str, Maybe],
-        versions: Mapping[str, int],
-        given: Mapping[str, Any],
-        depth: int,
-    ) -> Sequence[Maybe]:
-        taken = self._decide(inputs[0])
-        if taken is None:
-            raise Unlowerable("the operator If with a condition that depends on the input")
-        graph = call.attributes["then_branch" if taken else "else_branch"]
-        scope = dict(values)
-        self._store(graph, scope)
-        self._walk(graph.node, scope, versions, given, depth + 1)
-        return [self._value(scope, item.name) for item in graph.output]
-
-    def _decide(self, condition: Maybe) -> bool | None:
-        if isinstance(condition, Tensor) and condition.numel() == 1:
-            return bool(condition)
-        if isinstance(condition, Numbers) and isinstance(condition.items[0], fx.Node):
-            first, second = condition.items[0].meta.get("examples", (None, None))
-            if first is not None and first == second:
-                return bool(first)
-        return None
 
 
 def _outputs(result: Output) -> Sequence[Maybe]:
-    if result is None or isinstance(result, Tensor | fx.Node | Numbers):
+    if result is None or isinstance(result, Tensor | fx.Node | Numbers | Listed):
         return [result]
     return result
 

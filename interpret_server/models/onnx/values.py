@@ -63,9 +63,19 @@ class Numbers:
     dtype: torch.dtype
 
 
-Value: TypeAlias = Tensor | fx.Node | Numbers
+@dataclass(frozen=True)
+class Listed:
+    """An ONNX sequence whose length is known, by its items."""
+
+    items: tuple["Value", ...]
+
+
+Value: TypeAlias = Tensor | fx.Node | Numbers | Listed
 Maybe: TypeAlias = Value | None
 Output: TypeAlias = Maybe | Sequence[Maybe]
+# What a value may be in the two trial runs of `Builder`, without data; None where it is unknown.
+Examples: TypeAlias = tuple[Any, Any]
+UNKNOWN: Examples = (None, None)
 
 
 def dtype_of(code: int) -> torch.dtype:
