@@ -32,6 +32,18 @@ def main() -> None:
 @click.option(
     "--model-repository", type=_PATH, help="Serve <name>/<version>/model.* of this folder."
 )
+@click.option(
+    "--repository-poll",
+    type=float,
+    metavar="SECONDS",
+    help="Look for changed models this often. Default 0: on SIGHUP alone.",
+)
+@click.option(
+    "--require-models",
+    is_flag=True,
+    default=None,
+    help="Do not start unless every model of the repository loads.",
+)
 @click.option("--device", help="auto, cpu, cuda or cuda:0. Default auto.")
 @click.option(
     "--plugin-dir",
@@ -47,7 +59,10 @@ def main() -> None:
     "--ready-file", type=_PATH, help="Written with the bound address while the server serves."
 )
 def serve(config: Path | None, ready_file: Path | None, **flags: Any) -> None:
-    """Serve until SIGTERM or SIGINT, then let running calls finish."""
+    """Serve until SIGTERM or SIGINT, then let running calls finish.
+
+    SIGHUP loads what has changed in the model repository and tries again what failed.
+    """
     flags["plugin_dirs"] = flags["plugin_dirs"] or None
     try:
         settings = load_settings(config, flags)
@@ -121,10 +136,13 @@ async def _serve(settings: Settings, worker: "Worker", announce: Callable[[str],
         worker,
         address=settings.address,
         repository=settings.model_repository,
+        repository_poll=settings.repository_poll,
         max_message_bytes=settings.max_message_bytes,
         max_upload_bytes=settings.max_upload_bytes,
     )
     stop = _stop_on_signal()
+    if settings.model_repository is not None:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, server.reload)
     try:
         address = await server.start()
     except AddressError as error:
@@ -134,7 +152,9 @@ async def _serve(settings: Settings, worker: "Worker", announce: Callable[[str],
     try:
         await _first(loading, stop)
         if not stop.is_set():
-            await loading
+            failures = await loading
+            if failures and settings.require_models:
+                raise click.ClickException(f"require_models: {'; '.join(failures)}")
             await server.serve()
             announce(address)
             await stop.wait()
@@ -158,7 +178,7 @@ def _stop_on_signal() -> asyncio.Event:
     return stop
 
 
-async def _first(task: "asyncio.Task[None]", event: asyncio.Event) -> None:
+async def _first(task: "asyncio.Task[Any]", event: asyncio.Event) -> None:
     waiting = asyncio.create_task(event.wait())
     await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
     waiting.cancel()

@@ -26,6 +26,15 @@ class Settings(BaseModel):
     model_repository: Path | None = Field(
         None, description="Folder of models, as <name>/<version>/model.{pt,onnx,pt2}."
     )
+    repository_poll: float = Field(
+        0.0,
+        ge=0,
+        le=86400,
+        description="Seconds between two looks for changed models; 0 looks on SIGHUP alone.",
+    )
+    require_models: bool = Field(
+        False, description="Do not start unless every model of the repository loads."
+    )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:0.")
     plugin_dirs: tuple[Path, ...] = Field((), description="Folders of single-file plugins.")
     max_queue: int = Field(256, ge=1, description="Calls that may wait; more are refused.")

@@ -132,6 +132,55 @@ def test_a_server_starts_serves_its_repository_and_drains_on_sigterm(
         assert not (tmp_path / "address").exists()
 
 
+def test_sighup_loads_what_changed_and_tries_again_what_failed(tmp_path: Path) -> None:
+    models_folder = tmp_path / "models"
+    (models_folder / "net/1").mkdir(parents=True)
+    file = models_folder / "net/1/model.pt"
+    file.write_bytes(b"no model")
+    (models_folder / "net/model.toml").write_text("shape = [2]\nbounds = [0, 1]\n")
+    options = [f"--model-repository={models_folder}", "--device=cpu"]
+    with (
+        serving(tmp_path, *options) as (process, address, log),
+        grpc.insecure_channel(address) as channel,
+    ):
+        assert "model net is not served: " in log.read_text()
+        torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), str(file))
+        process.send_signal(signal.SIGHUP)
+        give_up = time.monotonic() + WAIT
+        stub = ModelServiceStub(channel)
+        while not (listed := stub.ListModels(models.ListModelsRequest()).models):
+            assert time.monotonic() < give_up, log.read_text()
+            time.sleep(0.02)
+        assert [model.name for model in listed] == ["net"]
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(WAIT) == 0
+
+
+def test_a_server_that_requires_its_models_does_not_start_without_one(
+    repository: Path, tmp_path: Path
+) -> None:
+    run = subprocess.run(
+        [
+            *COMMAND,
+            "serve",
+            "--address=127.0.0.1:0",
+            "--device=cpu",
+            "--require-models",
+            f"--model-repository={repository}",
+            f"--ready-file={tmp_path / 'ready'}",
+        ],
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+        timeout=WAIT,
+    )
+    assert run.returncode == 1
+    assert "Error: require_models: model corrupt is not served: " in run.stderr
+    assert "Traceback" not in run.stderr
+    assert "serving at" not in run.stdout
+    assert not (tmp_path / "ready").exists()
+
+
 def test_a_call_that_outlasts_the_grace_is_ended(
     repository: Path, plugin_dir: Path, tmp_path: Path
 ) -> None:
@@ -211,6 +260,7 @@ def test_the_version_is_printed() -> None:
 
 def test_every_flag_is_explained() -> None:
     result = CliRunner().invoke(main, ["serve", "--help"])
-    for flag in ("config", "address", "model-repository", "device", "plugin-dir", "max-queue"):
+    flags = "config address model-repository repository-poll require-models device plugin-dir"
+    for flag in (*flags.split(), "max-queue"):
         assert f"--{flag} " in result.output
     assert CliRunner().invoke(main, ["--help"]).output.count("  demo") == 1

@@ -56,6 +56,8 @@ def test_addresses_are_a_host_and_a_port(address: str) -> None:
         ("max_message_mb = 2048", "max_message_mb: "),
         ("grace = -1", "grace: "),
         ("grace = nan", "grace: "),
+        ("repository_poll = -1", "repository_poll: "),
+        ("require_models = 'perhaps'", "require_models: "),
         ("log_level = 'loud'", "log_level: "),
         ("model_repository = 'nowhere'", "model_repository: "),
         ("max_queue = 0\nmax_batch = 0", "; max_batch: "),

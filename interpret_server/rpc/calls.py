@@ -5,8 +5,8 @@ from contextlib import aclosing
 from types import MappingProxyType
 from typing import Any, cast
 
-from ..engine.api import Call, ModelInfo, Result, Worker
-from ..errors import InterpretError, InvalidRequest, NotFound, Violation
+from ..engine.api import Call, Result, Worker
+from ..errors import InterpretError, InvalidRequest, Violation
 
 PREDICT = "_predict"
 GRADIENT = "_gradient"
@@ -46,17 +46,3 @@ def _renamed(error: InvalidRequest, fields: Mapping[str, str]) -> InvalidRequest
             for item in violations
         )
     return type(error)(message, violations=violations)
-
-
-def loaded_model(worker: Worker, name: str, version: str = "") -> ModelInfo:
-    """A loaded model, in a version where one is named.
-
-    Raises:
-        NotFound: there is none of that name or version.
-    """
-    for info in worker.models():
-        if info.name == name:
-            if version in ("", info.version):
-                return info
-            raise NotFound(f"model {name!r} is served in version {info.version!r}, not {version!r}")
-    raise NotFound(f"no model {name!r} is loaded; ListModels lists those that are")

@@ -9,12 +9,13 @@ from typing import Any
 from interpret_api.v1 import model_service_pb2 as pb
 from interpret_api.v1 import model_service_pb2_grpc
 
-from ..engine.api import Call, ModelInfo, Worker
+from ..engine.api import Call, ModelInfo
 from ..errors import FailedPrecondition, InvalidRequest
 from ..models.manifest import manifest_from_json
 from ..models.repository import resolve
 from . import codec
-from .calls import ACTIVATIONS, GRADIENT, PREDICT, loaded_model, result_of
+from .calls import ACTIVATIONS, GRADIENT, PREDICT, result_of
+from .names import Names
 from .upload import already_loaded, receive
 
 
@@ -27,7 +28,7 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
         max_upload_bytes: largest model file that `UploadModel` takes.
     """
 
-    def __init__(self, worker: Worker, repository: Path | None, max_upload_bytes: int) -> None:
+    def __init__(self, worker: Names, repository: Path | None, max_upload_bytes: int) -> None:
         self._worker, self._repository = worker, repository
         self._max_upload_bytes = max_upload_bytes
 
@@ -120,8 +121,8 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
         return frozenset(info.name for info in self._worker.models())
 
     def _model(self, name: str) -> ModelInfo:
-        return loaded_model(
-            self._worker, codec.required(name, "name", "a loaded model; ListModels lists them")
+        return self._worker.find(
+            codec.required(name, "name", "a loaded model; ListModels lists them")
         )
 
 

@@ -7,11 +7,12 @@ from interpret_api.open_inference import grpc_predict_v2_pb2 as pb
 from interpret_api.open_inference import grpc_predict_v2_pb2_grpc
 
 from .. import __version__
-from ..engine.api import Call, Worker
+from ..engine.api import Call
 from ..errors import NotFound
 from . import codec
 from . import open_inference_codec as inference
-from .calls import PREDICT, loaded_model, result_of
+from .calls import PREDICT, result_of
+from .names import Names
 
 OUTPUTS = ("logits", "probabilities")
 
@@ -24,7 +25,7 @@ class OpenInferenceServicer(grpc_predict_v2_pb2_grpc.GRPCInferenceServiceService
         ready: whether the server takes requests.
     """
 
-    def __init__(self, worker: Worker, ready: Callable[[], bool]) -> None:
+    def __init__(self, worker: Names, ready: Callable[[], bool]) -> None:
         self._worker, self._ready = worker, ready
 
     async def ServerLive(self, request: Any, context: Any) -> pb.ServerLiveResponse:
@@ -40,7 +41,7 @@ class OpenInferenceServicer(grpc_predict_v2_pb2_grpc.GRPCInferenceServiceService
     ) -> pb.ModelReadyResponse:
         """Whether a model is loaded, in the version that is named."""
         try:
-            loaded_model(self._worker, request.name, request.version)
+            self._worker.find(request.name, request.version)
         except NotFound:
             return pb.ModelReadyResponse(ready=False)
         return pb.ModelReadyResponse(ready=True)
@@ -53,10 +54,10 @@ class OpenInferenceServicer(grpc_predict_v2_pb2_grpc.GRPCInferenceServiceService
         self, request: pb.ModelMetadataRequest, context: Any
     ) -> pb.ModelMetadataResponse:
         """The input and the outputs of a model. Raises NotFound."""
-        info = loaded_model(self._worker, request.name, request.version)
+        info = self._worker.find(request.name, request.version)
         return pb.ModelMetadataResponse(
-            name=info.name,
-            versions=[info.version],
+            name=request.name,
+            versions=self._worker.versions(request.name),
             platform=f"interpret_{info.format}",
             inputs=[
                 pb.ModelMetadataResponse.TensorMetadata(
@@ -80,10 +81,10 @@ class OpenInferenceServicer(grpc_predict_v2_pb2_grpc.GRPCInferenceServiceService
     ) -> pb.ModelInferResponse:
         """Logits and probabilities, as raw contents where the request uses those, else typed."""
         name = codec.required(request.model_name, "model_name", "a loaded model")
-        info = loaded_model(self._worker, name, request.model_version)
+        info = self._worker.find(name, request.model_version)
         wanted = inference.wanted_outputs(request, OUTPUTS)
         call = Call(
-            model=name,
+            model=info.name,
             plugin=PREDICT,
             inputs=inference.to_array(request, info.input_name),
             timeout=codec.to_timeout(context.time_remaining()),

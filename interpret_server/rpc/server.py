@@ -1,7 +1,7 @@
 """The server: every service on one port, over one worker."""
 
 import asyncio
-import logging
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,13 @@ from interpret_api.v1 import (
 )
 
 from ..engine.api import Worker
-from ..errors import InterpretError
-from ..models.repository import resolve
 from .interceptor import CallInterceptor
 from .interpret_service import InterpretServicer
 from .model_service import ModelServicer
+from .names import Names
 from .open_inference import OpenInferenceServicer
 from .plugin_service import PluginServicer
+from .reload import Reloader
 
 SERVICES = tuple(
     service.full_name
@@ -43,7 +43,6 @@ SERVICES = tuple(
 )
 _FLUSH = 0.5  # seconds for the last answers to leave; health watches never end by themselves
 _STATUS = health_pb2.HealthCheckResponse
-_logger = logging.getLogger(__name__)
 
 
 class AddressError(Exception):
@@ -56,7 +55,8 @@ class Server:
     Args:
         worker: holds models and plugins; `stop` closes it.
         address: `host:port`; port 0 picks a free one.
-        repository: folder that `LoadModel` loads from, or None.
+        repository: folder whose models are served, and that `LoadModel` loads from, or None.
+        repository_poll: seconds between two looks for changes in it; 0 looks on `reload` alone.
         max_message_bytes: largest request; a larger one gets RESOURCE_EXHAUSTED.
         max_upload_bytes: largest model file that `UploadModel` takes.
     """
@@ -67,10 +67,14 @@ class Server:
         *,
         address: str = "127.0.0.1:0",
         repository: Path | None = None,
+        repository_poll: float = 0.0,
         max_message_bytes: int = 64 << 20,
         max_upload_bytes: int = 2 << 30,
     ) -> None:
-        self._worker, self._address, self._repository = worker, address, repository
+        self._worker, self._address, self._repository = Names(worker), address, repository
+        self._reloader = None if repository is None else Reloader(repository, self._worker)
+        self._poll = repository_poll
+        self._watching: asyncio.Task[None] | None = None
         self._max_message_bytes, self._max_upload_bytes = max_message_bytes, max_upload_bytes
         self._health = health.aio.HealthServicer()
         self._serving = False
@@ -125,40 +129,36 @@ class Server:
             add(servicer, grpc)
         reflection.enable_server_reflection(SERVICES, grpc)
 
-    async def load_repository(self) -> None:
-        """Load the newest version of every model of the repository; log those that fail."""
-        if self._repository is None:
-            return
-        for name in await asyncio.to_thread(_folders, self._repository):
-            try:
-                entry = await asyncio.to_thread(resolve, self._repository, name)
-                info = await self._worker.load(name, entry.path, entry.manifest)
-            except InterpretError as error:
-                _logger.error("model %s is not served: %s", name, error.message)
-            except Exception:
-                _logger.exception("model %s is not served: internal error", name)
-            else:
-                _logger.info("model %s: version %s, %s", name, info.version, info.format)
+    async def load_repository(self) -> tuple[str, ...]:
+        """Load what the repository asks for, once; failures are logged.
+
+        Returns:
+            One sentence for everything of the repository that is not served.
+        """
+        return () if self._reloader is None else await self._reloader.update()
+
+    def reload(self) -> None:
+        """Look for changes in the repository now; what failed is tried again."""
+        if self._reloader is not None:
+            self._reloader.ask()
 
     async def serve(self) -> None:
-        """Report SERVING."""
+        """Report SERVING, and follow the changes of the repository from now on."""
         self._serving = True
+        if self._reloader is not None:
+            self._watching = asyncio.create_task(self._reloader.watch(self._poll))
         for service in ("", *SERVICES):
             await self._health.set(service, _STATUS.SERVING)
 
     async def stop(self, grace: float) -> None:
         """Report NOT_SERVING, refuse new calls, and give running ones `grace` seconds."""
         self._serving = False
+        if self._watching is not None:
+            self._watching.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._watching
         await self._health.enter_graceful_shutdown()
         stopping = asyncio.create_task(self._server.stop(grace + _FLUSH))
         await self._worker.close(grace)
         await self._server.stop(_FLUSH)
         await stopping
-
-
-def _folders(repository: Path) -> list[str]:
-    return sorted(
-        item.name
-        for item in repository.iterdir()
-        if item.is_dir() and not item.name.startswith(".")
-    )

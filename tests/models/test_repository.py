@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from interpret_server.errors import InvalidRequest, NotFound
-from interpret_server.models.repository import resolve, scan
+from interpret_server.models.repository import resolve
 
 
 def _write(root: Path, path: str, text: str = "") -> Path:
@@ -27,14 +27,6 @@ def root(tmp_path: Path) -> Path:
     _write(repository, ".hidden/1/model.pt")
     _write(tmp_path, "secret/1/model.pt")
     return repository
-
-
-def test_scan_lists_the_newest_version_of_each_model(root: Path) -> None:
-    found = scan(root)
-    assert [(entry.name, entry.path) for entry in found] == [
-        ("digits", root / "digits/v1/model.pt"),
-        ("net", root / "net/10/model.onnx"),
-    ]
 
 
 @pytest.mark.parametrize(
@@ -148,6 +140,44 @@ def test_a_wrong_manifest_names_its_model_and_field(
     assert caught.value.violations
 
 
-def test_a_repository_that_is_not_there_is_not_found(root: Path) -> None:
-    with pytest.raises(NotFound, match="not a folder"):
-        scan(root / "nowhere")
+@pytest.mark.parametrize("file", ["net/versions.toml", "net/labels.txt", "net/10/labels.txt"])
+def test_what_describes_a_model_is_no_model(root: Path, file: str) -> None:
+    _write(root, file, "cat\ndog")
+    with pytest.raises(NotFound):
+        resolve(root, file)
+
+
+def test_labels_are_one_a_line_and_the_versions_own_win(root: Path) -> None:
+    _write(root, "digits/labels.txt", "\ufeffcat\r\n dog \r\nWärmflasche\r\n\r\n")
+    assert resolve(root, "digits").manifest.labels == ("cat", "dog", "Wärmflasche")
+    _write(root, "digits/v1/labels.txt", "a\nb")
+    assert resolve(root, "digits").manifest.labels == ("a", "b")
+
+
+def test_the_manifests_labels_win_over_the_file(root: Path) -> None:
+    _write(root, "net/labels.txt", "x\ny")
+    assert resolve(root, "net").manifest.labels == ("a", "b")
+    assert resolve(root, "net/9").manifest.labels == ("x", "y")
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"cat\n\ndog\n", "line 2 of the labels.txt of 'digits' is empty"),
+        (b"\xff\xfe", "the labels.txt of 'digits' cannot be read as UTF-8 text"),
+        (b"x" * (17 << 20), "over 16 MiB"),
+    ],
+)
+def test_wrong_labels_are_refused_in_a_sentence(root: Path, content: bytes, sentence: str) -> None:
+    (root / "digits/labels.txt").write_bytes(content)
+    with pytest.raises(InvalidRequest) as caught:
+        resolve(root, "digits")
+    assert sentence in caught.value.message
+    assert caught.value.violations[0].field == "labels"
+
+
+def test_labels_behind_a_link_out_of_the_repository_are_refused(root: Path) -> None:
+    _write(root.parent, "labels.txt", "secret")
+    (root / "digits/labels.txt").symlink_to(root.parent / "labels.txt")
+    with pytest.raises(InvalidRequest, match="leads out of the model repository"):
+        resolve(root, "digits")

@@ -180,9 +180,12 @@ def repository(tmp_path: Path) -> Path:
 def test_the_repositorys_sound_models_are_served_and_the_others_logged(
     worker: FakeWorker, repository: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with serve(worker=worker, repository=repository):
-        names = [model.name for model in worker.models()]
-    assert names == ["net", "cats"]
+    with (
+        serve(worker=worker, repository=repository) as address,
+        grpc.insecure_channel(address) as channel,
+    ):
+        listed = ModelServiceStub(channel).ListModels(models.ListModelsRequest()).models
+    assert [model.name for model in listed] == ["cats", "net"]
     messages = {record.getMessage() for record in caplog.records if record.levelname == "ERROR"}
     assert any("model dogs is not served: the file's outputs" in item for item in messages)
     assert any("fish is not served" in item and "manifest.colour" in item for item in messages)

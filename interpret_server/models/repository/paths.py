@@ -1,86 +1,28 @@
-"""Model repositories: `DIR/<name>/<version>/model.{pt,onnx,pt2}`. Imports no torch."""
+"""Where a repository keeps its models, and that no path leads out of it."""
 
 import re
-from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from pathlib import Path
 
-from ..errors import InvalidRequest, NotFound
-from .manifest import Manifest, manifest_from_toml
+from ...errors import InvalidRequest, NotFound
 
 FILES = ("model.pt", "model.onnx", "model.pt2")
-MANIFEST = "model.toml"
-_MANIFEST_BYTES = 1 << 20
+MANIFEST, LABELS, VERSIONS = "model.toml", "labels.txt", "versions.toml"
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")  # of a model, a version or a label
+NAME_RULE = "1 to 128 letters, digits, '.', '_' and '-', beginning with a letter or digit"
 
 
-class Entry(NamedTuple):
-    """A model of a repository.
-
-    Args:
-        name: of the folder below the repository.
-        path: of the model's file.
-        manifest: from the `model.toml` beside the file, else from the one in the name's folder;
-            its version is the version folder's name unless it states one.
-    """
-
-    name: str
-    path: Path
-    manifest: Manifest
-
-
-def scan(root: Path) -> tuple[Entry, ...]:
-    """The newest version of every model of a repository, in the order of their names.
-
-    Raises:
-        NotFound: the repository is no folder.
-        InvalidRequest: a `model.toml` is wrong; the message names the model and the field.
-    """
-    if not root.is_dir():
-        raise NotFound("the model repository is not a folder")
-    names = sorted(item.name for item in root.iterdir() if item.is_dir() and _plain(item.name))
-    return tuple(resolve(root, name) for name in names if _versions(_inside(root, name)))
-
-
-def resolve(root: Path, path: str) -> Entry:
-    """The model that a client names by a path below the repository.
-
-    Args:
-        root: the repository's folder.
-        path: `<name>` (its newest version), `<name>/<version>`, or a file's path
-            `<name>/<version>/model.onnx`; always with forward slashes.
-
-    Raises:
-        InvalidRequest: the path would leave the repository, or its `model.toml` is wrong.
-        NotFound: there is no such model.
-    """
-    parts = path.split("/")
-    if not path or not all(_plain(part) for part in parts) or "\\" in path or "\0" in path:
-        raise InvalidRequest.field(
-            "path", "give a path below the model repository, such as `net` or `net/1/model.onnx`"
-        )
-    place = _inside(root, path)
-    name = parts[0]
-    if place.is_dir() and len(parts) == 1 and (versions := _versions(place)):
-        place = versions[-1]
-    if place.is_dir():
-        files = [place / file for file in FILES if (place / file).is_file()]
-        if len(files) > 1:
-            raise InvalidRequest.field(
-                "path",
-                f"{path} has {' and '.join(file.name for file in files)}; name one of them",
-            )
-        place = files[0] if files else place
-    if not place.is_file() or place.name == MANIFEST:
-        raise NotFound(f"the model repository has no model {path!r}")
-    place = _inside(root, str(PurePosixPath(*place.relative_to(root).parts)))
-    return Entry(name, place, _manifest(root, name, place))
-
-
-def _plain(part: str) -> bool:
+def plain(part: str) -> bool:
+    """Whether a part of a path is neither hidden, nor `..`, nor anything but a name."""
     return bool(part) and not part.startswith(".") and ":" not in part
 
 
-def _inside(root: Path, path: str) -> Path:
-    """`root/path`, unless a link in it leads out of the repository."""
+def inside(root: Path, path: str) -> Path:
+    """`root/path`, unless a link in it leads out of the repository.
+
+    Raises:
+        InvalidRequest: the path leads out.
+        NotFound: its links have no end.
+    """
     place = root / path
     try:
         real, base = place.resolve(), root.resolve()
@@ -91,17 +33,19 @@ def _inside(root: Path, path: str) -> Path:
     return place
 
 
-def _versions(folder: Path) -> list[Path]:
+def version_folders(folder: Path) -> list[Path]:
     """The version folders that hold a model, oldest first by natural order (9 before 10)."""
-    found = [
-        item
-        for item in folder.iterdir()
-        if item.is_dir() and _plain(item.name) and any((item / file).is_file() for file in FILES)
-    ]
-    return sorted(found, key=lambda item: _natural(item.name))
+    found = [item for item in folder.iterdir() if plain(item.name) and model_files(item)]
+    return sorted(found, key=lambda item: natural(item.name))
 
 
-def _natural(text: str) -> list[tuple[int, int, str]]:
+def model_files(folder: Path) -> list[Path]:
+    """The model files in a version's folder."""
+    return [folder / file for file in FILES if (folder / file).is_file()]
+
+
+def natural(text: str) -> list[tuple[int, int, str]]:
+    """A sorting key by which 9 comes before 10, and words before numbers."""
     return [
         (1, int(part), part) if part.isdecimal() else (0, 0, part)
         for part in re.split(r"(\d+)", text)
@@ -109,42 +53,25 @@ def _natural(text: str) -> list[tuple[int, int, str]]:
     ]
 
 
-def _manifest(root: Path, name: str, file: Path) -> Manifest:
-    folder = root / name
-    for place in dict.fromkeys((file.parent / MANIFEST, folder / MANIFEST)):
-        if place.is_file():
-            manifest = read_manifest(
-                _inside(root, str(PurePosixPath(*place.relative_to(root).parts))), name
-            )
-            break
-    else:
-        manifest = Manifest()
-    if "version" in manifest.model_fields_set or file.parent == folder:
-        return manifest
-    return manifest.model_copy(update={"version": file.parent.name})
-
-
-def read_manifest(path: Path, name: str) -> Manifest:
-    """The manifest of a `model.toml`.
+def read_text(root: Path, place: Path, name: str, limit: int) -> str | None:
+    """The text of a file of a model, without a byte order mark; None where there is no such file.
 
     Args:
-        path: the file.
-        name: the model's name, for the message.
+        root: the repository's folder.
+        place: the file, below `root`.
+        name: the model's name, for messages.
+        limit: most bytes.
 
     Raises:
-        InvalidRequest: with one violation per wrong field, such as `manifest.inputs[0].bounds`.
+        InvalidRequest: it leads out of the repository, is too large or is no UTF-8 text.
     """
+    if not place.is_file():
+        return None
+    inside(root, place.relative_to(root).as_posix())
+    field, what = place.stem.replace("model", "manifest"), f"the {place.name} of {name!r}"
     try:
-        if path.stat().st_size > _MANIFEST_BYTES:
-            raise InvalidRequest.field("manifest", f"the model.toml of {name!r} is over 1 MiB")
-        text = path.read_text(encoding="utf-8")
+        if place.stat().st_size > limit:
+            raise InvalidRequest.field(field, f"{what} is over {limit >> 20} MiB")
+        return place.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError):
-        raise InvalidRequest.field(
-            "manifest", f"the model.toml of {name!r} cannot be read as UTF-8 text"
-        ) from None
-    try:
-        return manifest_from_toml(text)
-    except InvalidRequest as error:
-        raise InvalidRequest(
-            f"the model.toml of {name!r}: {error.message}", violations=error.violations
-        ) from None
+        raise InvalidRequest.field(field, f"{what} cannot be read as UTF-8 text") from None
