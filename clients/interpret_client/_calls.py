@@ -151,7 +151,8 @@ def predict(name: str, inputs: Any, *, timeout: float | None = None) -> Call[Pre
     Args:
         name: a loaded model.
         inputs: `(N, *input_shape)` in the model's bounds (anything that numpy can read, torch
-            tensors included), or paths or bytes of encoded images (JPEG, PNG), one per row.
+            tensors included), a dictionary of them for a model of several inputs, or paths or
+            bytes of encoded images (JPEG, PNG), one per row.
         timeout: seconds; None for the client's own.
     """
     request = models_api.PredictRequest(model=name, inputs=codec.encode_inputs(inputs))

@@ -88,7 +88,12 @@ def decode_tensors(tensors: Mapping[str, types.Tensor]) -> dict[str, Array]:
 
 
 def encode_inputs(inputs: Any) -> types.Inputs:
-    """An array `(N, ...)`, or encoded images: one, or a sequence with one per row."""
+    """An array `(N, ...)`, arrays by name, or encoded images: one, or one per row in sequence."""
+    if isinstance(inputs, Mapping):
+        named = {
+            str(name): encode_tensor(value, f"inputs.{name}") for name, value in inputs.items()
+        }
+        return types.Inputs(named=types.NamedTensors(tensors=named))
     if isinstance(inputs, str | PathLike | bytes):
         inputs = [inputs]
     if isinstance(inputs, list | tuple) and any(

@@ -29,7 +29,6 @@ def _json(text: str) -> Mapping[str, Any]:
 
 def _model(message: models_api.Model) -> results.ModelInfo:
     verification = message.verification
-    bounds = (message.bounds.lower, message.bounds.upper) if message.HasField("bounds") else None
     return results.ModelInfo(
         name=message.name,
         version=message.version,
@@ -45,7 +44,7 @@ def _model(message: models_api.Model) -> results.ModelInfo:
         input_shape=tuple(message.input_shape),
         input_dtype=message.input_dtype,
         input_layout=message.input_layout,
-        bounds=bounds,
+        bounds=_bounds(message),
         classes=message.classes,
         labels=tuple(message.labels),
         logits_from=message.logits_from,
@@ -64,7 +63,27 @@ def _model(message: models_api.Model) -> results.ModelInfo:
         notes=tuple(message.notes),
         manifest=_json(message.manifest_json),
         max_batch=message.max_batch,
+        inputs=tuple(
+            results.ModelInput(
+                name=item.name,
+                kind=item.kind,
+                shape=tuple(item.shape),
+                dtype=item.dtype,
+                layout=item.layout,
+                bounds=_bounds(item),
+                limit=item.limit or None,
+                integers=item.integers,
+            )
+            for item in message.inputs
+        ),
+        explained_shape=tuple(message.explained_shape),
     )
+
+
+def _bounds(message: models_api.Model | models_api.ModelInput) -> tuple[float, float] | None:
+    if not message.HasField("bounds"):
+        return None
+    return message.bounds.lower, message.bounds.upper
 
 
 def answered_model(answer: Any) -> results.ModelInfo:
@@ -135,8 +154,11 @@ def predictions(answer: models_api.PredictResponse) -> results.Predictions:
 
 def gradient(answer: models_api.ComputeGradientResponse) -> results.Gradient:
     """The gradient and the logits."""
+    several = decode_tensors(answer.gradients)
     return results.Gradient(
-        decode_tensor(answer.gradient, "gradient"), decode_tensor(answer.logits, "logits")
+        None if several else decode_tensor(answer.gradient, "gradient"),
+        decode_tensor(answer.logits, "logits"),
+        several,
     )
 
 

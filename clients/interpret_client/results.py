@@ -5,7 +5,7 @@ import json
 import re
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -46,13 +46,41 @@ class Verification:
 
 
 @dataclass(frozen=True)
+class ModelInput:
+    """An input that callers send.
+
+    Args:
+        name: the file's.
+        kind: `values`, `tokens` (indices that an embedding looks up) or `integers`.
+        shape: of one row; -1 where a size is free.
+        dtype: the element type.
+        layout: `CHW`, `HWC`, `CL` or `other`.
+        bounds: smallest and largest value, or None where the manifest states none.
+        limit: tokens lie in [0, limit); None where it is not known.
+        integers: integers are taken, too.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    dtype: str
+    layout: str
+    bounds: tuple[float, float] | None
+    limit: int | None
+    integers: bool
+
+
+@dataclass(frozen=True)
 class ModelInfo:
     """What the server knows of a loaded model.
 
     Args:
         form: `graph` (lowered), `archive` (the file's own program) or `runtime` (forward only);
             `form_reason` says why.
-        input_shape: of one row, without the batch axis.
+        inputs: what callers send; `input_*` describe the first of them.
+        input_shape: of one row, without the batch axis; -1 where a size is free.
+        explained_shape: row shape of what plugins explain and change: embeddings for tokens, all
+            values of several inputs in one axis.
         bounds: smallest and largest input value, or None where the manifest states none.
         logits_from: what the logits were recovered from (`logits`, `softmax`, ...).
         lacking: capability -> why the model lacks it.
@@ -85,6 +113,8 @@ class ModelInfo:
     notes: tuple[str, ...]
     manifest: Mapping[str, Any]
     max_batch: int
+    inputs: tuple[ModelInput, ...] = ()
+    explained_shape: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -176,12 +206,15 @@ class Gradient:
     """A vector-Jacobian product.
 
     Args:
-        gradient: `(N, *input_shape)`: of `sum(grad_outputs * logits)` by the inputs.
+        gradient: `(N, *explained_shape)`: of `sum(grad_outputs * logits)` by the inputs; None for
+            a model of several inputs that can change.
         logits: `(N, K)`.
+        gradients: the same by the input's name, for a model of several inputs that can change.
     """
 
-    gradient: Array
+    gradient: Array | None
     logits: Array
+    gradients: Mapping[str, Array] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,11 @@ __all__ = ["RemoteModel"]
 class RemoteModel(nn.Module):
     """A served model: `(N, *input_shape)` in the model's bounds to logits `(N, K)`.
 
-    Both directions run on the server: the forward pass is `Client.predict`, the backward pass
-    `Client.gradient`. It has first derivatives only, and no parameters. Inputs on any device are
-    taken, and sent in the model's own floating-point type; the logits come back on the same
-    device in the same type as the inputs.
+    The model has one input of numbers: token indices have no gradient, and several inputs are no
+    one tensor. Both directions run on the server: the forward pass is `Client.predict`, the
+    backward pass `Client.gradient`. It has first derivatives only, and no parameters. Inputs on
+    any device are taken, and sent in the model's own floating-point type; the logits come back on
+    the same device in the same type as the inputs.
 
     Args:
         client: a connection, which must stay open.
@@ -45,7 +46,8 @@ class RemoteModel(nn.Module):
         return logits
 
     def _sent(self, tensor: Tensor) -> Tensor:
-        dtype = getattr(torch, self.model.input_dtype)
+        floating = self.model.input_dtype in ("float32", "float64")
+        dtype = getattr(torch, self.model.input_dtype) if floating else torch.float32
         return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
@@ -71,6 +73,8 @@ class _Gradient(torch.autograd.Function):
         answer = remote.client.gradient(
             remote.model.name, remote._sent(inputs), remote._sent(grad_outputs)
         )
+        if answer.gradient is None:
+            raise RuntimeError("a served model of several inputs has no one gradient")
         return torch.from_numpy(answer.gradient).to(inputs)
 
     @staticmethod

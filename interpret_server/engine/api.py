@@ -65,7 +65,8 @@ class Call:
         model: name of a loaded model.
         plugin: name of a plugin; a name starting with `_` is one of the engine's primitives.
         params: JSON text of the parameters.
-        inputs: `(N, *input_shape)`; or encoded images (JPEG, PNG), one per row; or None.
+        inputs: `(N, *input_shape)`; or encoded images (JPEG, PNG), one per row; or, for a model of
+            several inputs, one array for each by name; or None.
         targets: none (predicted class, where there are inputs), one for all rows, or one per row.
         seeds: none (drawn by the engine and reported), one (row i gets seed + i), or one per row.
         tensors: auxiliary tensors by name, one row per input row.
@@ -78,7 +79,7 @@ class Call:
     model: str
     plugin: str
     params: str = "{}"
-    inputs: Array | tuple[bytes, ...] | None = None
+    inputs: Array | tuple[bytes, ...] | Mapping[str, Array] | None = None
     targets: tuple[Target, ...] = ()
     seeds: tuple[int, ...] = ()
     tensors: Mapping[str, Array] = field(default_factory=dict)
@@ -193,6 +194,7 @@ class InputInfo:
         layout: `CHW`, `HWC`, `CL` or `other`.
         bounds: smallest and largest value, or None.
         limit: tokens lie in [0, limit); None where it is not known.
+        integers: whether callers may send integers.
     """
 
     name: str
@@ -202,6 +204,7 @@ class InputInfo:
     layout: str = "other"
     bounds: tuple[float, float] | None = None
     limit: int | None = None
+    integers: bool = False
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from ..models.classifier import Capability, Classifier
 from ..models.manifest import InputSpec, Manifest
 from ..plugin import result_fields
 from ..registry import Registration, summary
-from .api import AuxInfo, LayerInfo, ModelInfo, PluginInfo, ResultField, Verification
+from .api import AuxInfo, InputInfo, LayerInfo, ModelInfo, PluginInfo, ResultField, Verification
 
 
 def describe_plugin(registration: Registration) -> PluginInfo:
@@ -71,4 +71,15 @@ def describe_classifier(name: str, classifier: Classifier, max_batch: int) -> Mo
         notes=(),
         manifest=Manifest(inputs=(spec,), labels=classifier.labels),
         max_batch=max_batch,
+        inputs=(
+            InputInfo(
+                name="input",
+                kind="values",
+                shape=classifier.input_shape,
+                dtype=dtype,
+                layout=classifier.input_layout,
+                bounds=None if bounds is None else (bounds.lower, bounds.upper),
+            ),
+        ),
+        explained_shape=classifier.input_shape,
     )

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import InterpretError, Overloaded
+from ..errors import InterpretError, InvalidRequest, Overloaded
 from ..plugin import Batch, Rows, result_tensors
 from ..registry import AnyPlugin
 from .failure import internal_error, logger
@@ -54,16 +54,34 @@ def _attempt(group: Group, members: list[Member], *, alone: bool) -> list[Settle
             return [(member, error) for member in members]
     except Exception as error:
         if alone:
-            return [(member, internal_error(error, what)) for member in members]
+            refusal = _wrong_size(request) or internal_error(error, what)
+            return [(member, refusal) for member in members]
         logger.warning(
             "%s failed for %d calls at once; each is run alone", what, len(members), exc_info=True
         )
     return None
 
 
+def _wrong_size(request: Request) -> InterpretError | None:
+    """A refusal where the model itself does not run on rows of this size."""
+    classifier = request.served.classifier
+    row = classifier.row_shape(request.batch.inputs) if request.batch.has_inputs else ()
+    if None not in classifier.input_sizes or row == classifier.input_shape or not row:
+        return None
+    try:
+        with torch.no_grad():
+            classifier(torch.zeros(1, *row, dtype=classifier.dtype, device=classifier.device))
+    except Exception:  # whatever the network raises on a size that it was not made for
+        sizes = ", ".join(map(str, row))
+        return InvalidRequest.field(
+            "inputs", f"{classifier.name} does not run on rows of shape [{sizes}]"
+        )
+    return None
+
+
 def _run(group: Group, members: list[Member]) -> list[Settlement]:
     request = members[0].request
-    device = request.served.classifier.device
+    classifier = request.served.classifier
     job = EngineJob(members, group.offer)
     batch = join([member.request.batch for member in members])
     unknown = torch.tensor([m.request.predict for m in members for _ in range(m.request.rows)])
@@ -77,7 +95,7 @@ def _run(group: Group, members: list[Member]) -> list[Settlement]:
         chunk = slice(start, start + size)
         job.begin_chunk(range(start, start + size), -(-(len(batch) - start) // size))
         part = _within_memory(
-            request, take(batch, chunk, device), unknown[chunk], predicted[chunk], job
+            request, take(batch, chunk, classifier), unknown[chunk], predicted[chunk], job
         )
         if part is None:
             if size == 1 or request.plugin.rows is Rows.GROUP:

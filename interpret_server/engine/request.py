@@ -37,7 +37,8 @@ class Request:
         registration: the plugin.
         params: the plugin's parameters.
         params_json: the same with every default filled in.
-        batch: in the model's dtype; on the CPU unless there were no inputs.
+        batch: on the CPU unless there were no inputs; its inputs are as callers send them, to be
+            encoded when they run.
         predict: the targets are the predicted classes, not yet known.
         key: calls with equal keys may share a batch.
     """
@@ -74,6 +75,7 @@ class Request:
             self.registration.plugin.name,
             self.params_json,
             self.batch.has_inputs,
+            tuple(self.batch.inputs.shape[1:]),
             targets.kind,
             targets.layer,
             None if direction is None else tuple(direction.shape[1:]),
@@ -104,10 +106,11 @@ def join(batches: list[Batch]) -> Batch:
     )
 
 
-def take(batch: Batch, rows: slice, device: torch.device) -> Batch:
-    """Some rows of a batch, on a device."""
+def take(batch: Batch, rows: slice, classifier: Classifier) -> Batch:
+    """Some rows of a batch, encoded, on the classifier's device."""
+    device, inputs = classifier.device, batch.inputs[rows]
     return Batch(
-        inputs=batch.inputs[rows].to(device),
+        inputs=(classifier.encode(inputs) if batch.has_inputs else inputs).to(device),
         targets=batch.targets.take(rows).to(device),
         seeds=batch.seeds[rows],
         tensors={name: tensor[rows].to(device) for name, tensor in batch.tensors.items()},

@@ -29,7 +29,7 @@ def assemble(request: Request, outcome: Outcome) -> Result:
     }
     tensors = {
         name: to_array(value, half=request.call.half)
-        for name, value in by_role[Role.TENSOR].items()
+        for name, value in _split(request, by_role[Role.TENSOR]).items()
     }
     labels = request.served.info.labels
     return Result(
@@ -44,6 +44,27 @@ def assemble(request: Request, outcome: Outcome) -> Result:
         pictures=_draw(request, by_role[Role.TENSOR]) if request.call.render else {},
         provenance=_provenance(request, outcome),
     )
+
+
+def _split(request: Request, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors like the inputs of a model of several, each as one tensor per input.
+
+    One input that can change keeps the tensor's own name; of several, `attributions` becomes
+    `attributions.<input>`.
+    """
+    classifier, batch = request.served.classifier, request.batch
+    whole = dict(tensors)
+    if classifier.packing is None or request.plugin.name in ("_predict", "_activations"):
+        return whole
+    row = classifier.row_shape(batch.inputs) if batch.has_inputs else classifier.input_shape
+    for name, value in tensors.items():
+        if tuple(value.shape[1:]) != row:
+            continue
+        del whole[name]
+        parts = classifier.split(value)
+        for part, piece in parts.items():
+            whole[name if len(parts) == 1 else f"{name}.{part}"] = piece
+    return whole
 
 
 def draw_preview(request: Request, preview: Preview) -> Preview:
@@ -92,7 +113,8 @@ def _predictions(logits: Mapping[str, Tensor], labels: Sequence[str]) -> tuple[P
 
 def _draw(request: Request, tensors: Mapping[str, Tensor]) -> Pictures:
     info, batch = request.served.info, request.batch
-    inputs = batch.inputs.float().cpu().numpy() if batch.has_inputs else None
+    encoded = request.served.classifier.encoded
+    inputs = batch.inputs.float().cpu().numpy() if batch.has_inputs and not encoded else None
     arrays = {
         name: value.float().numpy()
         for name, value in tensors.items()

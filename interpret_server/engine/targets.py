@@ -18,6 +18,7 @@ def decode_targets(
     plugin: AnyPlugin,
     classifier: Classifier,
     rows: int,
+    row: tuple[int, ...],
     *,
     has_inputs: bool,
 ) -> tuple[Targets, bool]:
@@ -28,6 +29,7 @@ def decode_targets(
         plugin: says which kinds it takes.
         classifier: says which units there are.
         rows: how many to make.
+        row: the shape of an input row.
         has_inputs: whether the predicted class can stand in for a missing target.
 
     Raises:
@@ -52,7 +54,7 @@ def decode_targets(
         targets[0].layer,
         _directions(targets, kind, classifier.dtype),
     )
-    classifier.check_targets(decoded)
+    classifier.check_targets(decoded, row)
     if len(targets) == 1 < rows:
         decoded = decoded.take(torch.zeros(rows, dtype=torch.int64))
     return decoded, False
@@ -117,7 +119,7 @@ def _indices(targets: Sequence[Target], kind: TargetKind) -> torch.Tensor:
 def _directions(
     targets: Sequence[Target], kind: TargetKind, dtype: torch.dtype
 ) -> torch.Tensor | None:
-    from .decode import check_finite, numbers
+    from .inputs import check_finite, numbers
 
     if kind is not TargetKind.DIRECTION:
         return None

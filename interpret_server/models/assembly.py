@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ..errors import ModelRejected
+from ..errors import InvalidRequest, ModelRejected
 from .batching import InGroups
 from .classifier import Capability, Classifier, ClassifierModule, Layer
 from .inputs import ResolvedInput
@@ -32,6 +32,11 @@ from .verification import agree, difference, float32_noise
 NO_BOUNDS = (
     "the manifest does not state bounds; give inputs[0].bounds to use epsilon and image bounds"
 )
+NO_SCORES = "the file gives the winning class alone, and no scores"
+_DECISIONS = (
+    "The file gives the winning class alone: its logit is 30 and all others are 0, so "
+    "probabilities and margins say nothing more."
+)
 NO_RECTIFIERS = (
     "the network has no rectifier (ReLU, ReLU6, leaky ReLU, PReLU), so this rule would change "
     "nothing"
@@ -53,6 +58,7 @@ class Body:
         index: position of the chosen output.
         layers: layer name -> node name.
         notes: one sentence each.
+        mixes_rows: the file's own execution is to be compared one row at a time.
     """
 
     module: nn.Module
@@ -65,6 +71,7 @@ class Body:
     index: int = 0
     layers: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    mixes_rows: bool = False
 
 
 class Chosen(nn.Module):
@@ -101,8 +108,17 @@ def from_graph(lowered: Lowered, resolved: ResolvedInput, output: OutputSpec) ->
     nodes = leaves(graph.graph.output_node().args[0], lowered.output_names)
     keep_output(graph, nodes[index][1])
     recovered = recover_logits(graph, example, output.kind)
-    body = _finish(graph, probes, example, recovered.source, named[index][0], output.kind)
-    body.index = index
+    body = _finish(
+        graph,
+        probes,
+        example,
+        recovered.source,
+        named[index][0],
+        output,
+        integral=_is_integral(graph, example),
+        may_mix_rows=lowered.row_by_row,
+    )
+    body.index, body.mixes_rows = index, lowered.mixes_rows
     kept = {node.name for node in graph.graph.nodes}
     body.layers = {name: node for name, node in lowered.layers.items() if node in kept}
     body.notes = [*notes, *recovered.notes, *body.notes]
@@ -141,16 +157,26 @@ def from_module(
     example, outputs = _example(whole, probes, resolved.fixed_batch)
     named = leaves(outputs, output_names)
     index = choose_output(named, output, len(example))
-    name, values = named[index]
-    if not values.is_floating_point():
-        raise ModelRejected(
-            f"the output {name!r} holds class indices, not scores; export the network without its "
-            "last argmax, or name another output"
-        )
+    name, integral = named[index][0], not named[index][1].is_floating_point()
     chosen = Chosen(module, index, dtype, resolved.dtype)
-    body = _finish(chosen, probes, example, "logits", name, output.kind, may_mix_rows=may_mix_rows)
+    body = _finish(
+        chosen,
+        probes,
+        example,
+        "logits",
+        name,
+        output,
+        integral=integral,
+        may_mix_rows=may_mix_rows,
+    )
     body.form, body.index, body.reason = form, index, f"{_sentence(reason)} {body.reason}".strip()
     return body
+
+
+def _is_integral(graph: fx.GraphModule, example: Tensor) -> bool:
+    with torch.no_grad():
+        values: Tensor = graph(example)
+    return not values.is_floating_point()
 
 
 def _sentence(text: str) -> str:
@@ -185,8 +211,9 @@ def _finish(
     example: Tensor,
     source: str,
     name: str,
-    kind: OutputKind | None,
+    output: OutputSpec,
     *,
+    integral: bool,
     may_mix_rows: bool = False,
 ) -> Body:
     with torch.no_grad():
@@ -195,10 +222,12 @@ def _finish(
         raise ModelRejected(f"the output {name!r} gives no single list of scores per row")
     if may_mix_rows and len(example) == 1:
         module = InGroups(module, 1)
-        reason = "It runs 1 row at a time, because its control flow may depend on all rows."
+        reason = "It runs 1 row at a time, because a row's values may depend on all rows."
     else:
         module, reason = _grouped(module, probes, len(example), count)
-    notes = []
+    notes, kind, classes = [], output.kind, count
+    if integral and kind is None:
+        kind = OutputKind.CLASSES
     with torch.no_grad():
         values: Tensor = module(probes)
         shaped = all(  # a squeeze drops the batch axis of a single row
@@ -209,15 +238,31 @@ def _finish(
         notes = [note] if note else []
     elif source == "logits" and kind is not None:
         source = kind.value
+    if source == "classes":
+        classes = _classes(output, count, name)
+        notes = [_DECISIONS]
     return Body(
         module=module,
-        head=head(count, source, shaped=shaped),
-        classes=max(count, 2),
+        head=head(count, source, shaped=shaped, classes=classes),
+        classes=max(classes, 2),
         source=source,
         output_name=name,
         reason=reason,
         notes=notes,
     )
+
+
+def _classes(output: OutputSpec, count: int, name: str) -> int:
+    """K of a file whose output is the winner's index."""
+    if count != 1:
+        raise ModelRejected(f"the output {name!r} holds several class indices per row")
+    if output.classes is None:
+        raise InvalidRequest.field(
+            "manifest.labels",
+            f"the output {name!r} holds class indices; give labels, or output.classes, so that the "
+            "number of classes is known",
+        )
+    return output.classes
 
 
 def _grouped(module: nn.Module, probes: Tensor, rows: int, count: int) -> tuple[nn.Module, str]:
@@ -305,6 +350,8 @@ def assemble(
 
 def _missing(module: ClassifierModule, body: Body, x: Tensor) -> dict[Capability, str]:
     missing = {}
+    if body.source == "classes":
+        missing[Capability.SCORES] = NO_SCORES
     if body.form != "graph":
         missing[Capability.LAYERS] = f"the layers of this model cannot be read: {body.reason}"
     if reason := _no_gradient(module, body, x[:1]):

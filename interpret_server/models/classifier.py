@@ -1,22 +1,20 @@
 """One form for every model: `classifier(x) -> logits`, with its layers readable and targetable."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple, Self
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from ..errors import FailedPrecondition, InvalidRequest
-from .batching import InGroups
-from .execution import fast_form, is_hooked
+from .execution import Execution, Plans
 from .packing import Packing
 from .relu_rules import ReluRule, relu_rule
 from .targets import TargetKind, Targets
 
-_PLANS = 32  # sub-graphs kept per model
 _SHAPES = 256  # shapes of layers kept per model
 
 
@@ -27,6 +25,7 @@ class Capability(StrEnum):
     LAYERS = "layers"  # intermediate values can be read and targeted
     RECTIFIERS = "rectifiers"  # the network has rectifiers whose backward rule can be replaced
     BOUNDS = "bounds"  # the manifest states the bounds of the input
+    SCORES = "scores"  # the file scores its classes, rather than naming the winner alone
     DETERMINISTIC = "deterministic"  # the same input gets the same answer every time
 
 
@@ -135,6 +134,7 @@ class Classifier:
         sha256: str = "",
         dtype: torch.dtype = torch.float32,
         device: torch.device | None = None,
+        execution: Execution = Execution.AUTO,
         input_sizes: tuple[int | None, ...] = (),
         encoder: nn.Module | None = None,
         packing: Packing | None = None,
@@ -149,22 +149,39 @@ class Classifier:
         self._encoder = encoder
         self._bounds, self._mean = bounds, mean
         self._shapes: OrderedDict[tuple[str, tuple[int, ...]], tuple[int, ...]] = OrderedDict()
+        self._execution = execution
         self._prepare()
-        self._plans: OrderedDict[tuple[str, ...], Callable[[Tensor], tuple[Tensor, ...]]] = (
-            OrderedDict()
-        )
 
     def _prepare(self) -> None:
-        module = self.module
-        self._body, self._modules = module.body, tuple(module.modules())
-        self._fast = ClassifierModule(module.normalise, fast_form(module.body), module.head)
+        self._body = self.module.body
+        self._plans = Plans(self.module, self._body, self._execution)
+
+    def _example(self) -> Tensor:
+        example: Tensor = self.module.normalise(self.neutral(2))
+        return example
+
+    @property
+    def execution(self) -> Execution:
+        """How much the form that runs may differ from `module`, which stays as it is."""
+        return self._execution
+
+    @execution.setter
+    def execution(self, execution: Execution) -> None:
+        self._execution = execution
+        self._prepare()
+
+    def _current(self) -> Plans:
+        if self.module.body is not self._body:  # somebody put another one in its place
+            self._prepare()
+        return self._plans
 
     def __call__(self, x: Tensor) -> Tensor:
         """Logits `(N, K)` of inputs `(N, *input_shape)`; differentiable."""
-        if self.module.body is not self._body:  # somebody put another one in its place
-            self._prepare()
-        hooked = is_hooked(self._modules)
-        logits: Tensor = (self.module if hooked else self._fast)(x)
+        module, plans = self.module, self._current()
+        if plans.hooked:
+            logits: Tensor = module(x)
+        else:
+            logits = module.head(plans.output(self._example).forward(module.normalise(x)))
         return logits
 
     def withhold(self, capability: Capability, why: str) -> None:
@@ -178,6 +195,24 @@ class Classifier:
             known in (None, size) and size > 0
             for known, size in zip(self.input_sizes, shape, strict=True)
         )
+
+    @property
+    def encoded(self) -> bool:
+        """Whether inputs are something else than callers' rows: embeddings, or several packed."""
+        return self._encoder is not None
+
+    def pack(self, values: Sequence[Tensor]) -> Tensor:
+        """One tensor `(N, ...)` for each input that callers send, to callers' rows."""
+        if len(values) == 1:
+            return values[0]
+        rows: Tensor = self._encoder.pack(values)  # type: ignore[union-attr, operator]
+        return rows
+
+    def row_shape(self, rows: Tensor) -> tuple[int, ...]:
+        """The shape of an input row for callers' rows."""
+        if self._encoder is None:
+            return tuple(rows.shape[1:])
+        return tuple(self.encode(rows[:1]).shape[1:])
 
     def encode(self, rows: Tensor) -> Tensor:
         """Callers' rows, on the CPU, to inputs: tokens become embeddings, several inputs one row.
@@ -211,7 +246,6 @@ class Classifier:
         self._mean = None if self._mean is None else self._mean.to(device)
         self.device = device
         self._prepare()
-        self._plans.clear()
         return self
 
     @property
@@ -266,27 +300,9 @@ class Classifier:
         Computes no more of the network than those layers need.
         """
         key = tuple(self.layer(name).node for name in layers)
-        if key not in self._plans:
-            self._plans[key] = self._plan(key)
-            if len(self._plans) > _PLANS:
-                self._plans.popitem(last=False)
-        self._plans.move_to_end(key)
-        return self._plans[key](self.module.normalise(x))
-
-    def _plan(self, nodes: tuple[str, ...]) -> Callable[[Tensor], tuple[Tensor, ...]]:
-        grouped = self.module.body if isinstance(self.module.body, InGroups) else None
-        body = grouped.body if grouped else self.module.body
-        if not isinstance(body, fx.GraphModule):
-            raise FailedPrecondition(self.lacking[Capability.LAYERS])
-        graph = fx.Graph()
-        copies: dict[fx.Node, fx.Node] = {}
-        graph.graph_copy(body.graph, copies)
-        by_name = {node.name: copy for node, copy in copies.items()}
-        graph.output(tuple(by_name[name] for name in nodes))
-        plan = fx.GraphModule(body, graph)
-        plan.graph.eliminate_dead_code()
-        plan.recompile()
-        return InGroups(plan, grouped.size) if grouped else plan
+        plan = self._current().layers(key, self._example)
+        values: tuple[Tensor, ...] = plan(self.module.normalise(x))
+        return values
 
     def objective(self, x: Tensor, targets: Targets) -> tuple[Tensor, Tensor | None]:
         """The targets' values `(N,)` at `x`, and the logits where the target is one of them."""

@@ -14,7 +14,7 @@ from .classifier import Capability, Classifier
 from .formats import digest, identify
 from .inputs import resolve_inputs
 from .lowered import Unlowerable
-from .manifest import Format, InputKind, Manifest
+from .manifest import Format, InputKind, Manifest, OutputSpec
 from .original import InputSet, Original
 from .rows import Rows, graph_rows, plain_rows
 from .sources import Source, brief, open_source
@@ -60,9 +60,12 @@ def load_classifier(
     """
     file_format = identify(path, manifest.format)
     sha256, size = digest(path)
-    source = open_source(file_format, path)
+    output = manifest.output
+    if output.classes is None and manifest.labels is not None:
+        output = output.model_copy(update={"classes": len(manifest.labels)})
+    source = open_source(file_format, path, straight_through=manifest.straight_through)
     original = Original(source, resolve_inputs(manifest, source.inputs, source.dtype))
-    body, rows = _body(source, manifest, original)
+    body, rows = _body(source, output, original)
     if manifest.labels is not None and len(manifest.labels) != body.classes:
         raise InvalidRequest.field(
             "manifest.labels",
@@ -102,11 +105,11 @@ def load_classifier(
     return LoadedModel(classifier, info)
 
 
-def _body(source: Source, manifest: Manifest, original: Original) -> tuple[Body, Rows]:
+def _body(source: Source, output: OutputSpec, original: Original) -> tuple[Body, Rows]:
     try:
         lowered = source.graph(*original.example)
         rows = graph_rows(lowered, original.inputs)
-        return from_graph(lowered, rows.x, manifest.output), rows
+        return from_graph(lowered, rows.x, output), rows
     except Unlowerable as error:
         reason = brief(error)
     if original.module is None:
@@ -117,7 +120,7 @@ def _body(source: Source, manifest: Manifest, original: Original) -> tuple[Body,
         body = from_module(
             module,
             rows.x,
-            manifest.output,
+            output,
             form=source.form,
             reason=reason,
             output_names=source.output_names,
@@ -140,6 +143,7 @@ def _verified(
     if original.module is None:
         return unverified, []
     at_once = body.module.size if isinstance(body.module, InGroups) else None
+    at_once = 1 if body.mixes_rows else at_once
     limits = [limit or 2 for limit in rows.limits]
     batches = [*rows.inputs.probes(limits)]
     if other is not None:
@@ -206,6 +210,7 @@ def _info(
             layout=item.layout,
             bounds=item.bounds,
             limit=limit or None,
+            integers=item.integral or item.sent_integers,
         )
         for item, limit in zip(
             rows.inputs.given, rows.limits or (0,) * len(rows.inputs.given), strict=True

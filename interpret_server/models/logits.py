@@ -117,7 +117,8 @@ def choose_output(outputs: Sequence[tuple[str, Tensor]], spec: OutputSpec, rows:
     if width(value, rows) is None:
         raise ModelRejected(
             f"the output {name!r} has shape {list(value.shape)} for {rows} input rows; a "
-            "classifier's gives one number per class and row"
+            "classifier's gives one number per class and row (sequences of scores, masks and boxes "
+            "are not served)"
         )
     return chosen[0]
 
@@ -253,6 +254,19 @@ class Log(nn.Module):
         return values.clamp(min=torch.finfo(values.dtype).tiny).log()
 
 
+class Decision(nn.Module):
+    """The winner's index as logits: 30 for the winner, 0 for all others."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.classes = classes
+
+    def forward(self, values: Tensor) -> Tensor:
+        dtype = values.dtype if values.is_floating_point() else torch.float32
+        order = torch.arange(self.classes, device=values.device)
+        return 30.0 * (values.detach().to(dtype).round() == order).to(dtype)
+
+
 class TwoLogits(nn.Module):
     """A single logit z as the logits (0, z) of two classes."""
 
@@ -267,16 +281,19 @@ class TwoProbabilities(nn.Module):
         return torch.cat([1 - values, values], 1)
 
 
-def head(count: int, source: str, *, shaped: bool) -> nn.Module:
+def head(count: int, source: str, *, shaped: bool, classes: int = 0) -> nn.Module:
     """From a network's output to logits `(N, K)`, K being 2 where a row has one number.
 
     Args:
         count: numbers in a row.
-        source: `probabilities`, or anything else for scores that are logits already.
+        source: `probabilities`, `classes`, or anything else for scores that are logits already.
         shaped: the output is `(N, count)` already.
+        classes: K, where the output is the winner's index.
     """
     parts: list[nn.Module] = [] if shaped else [Rows(count)]
-    if source == "probabilities":
+    if source == "classes":
+        parts.append(Decision(classes))
+    elif source == "probabilities":
         parts += [TwoProbabilities(), Log()] if count == 1 else [Log()]
     elif count == 1:
         parts.append(TwoLogits())

@@ -136,6 +136,12 @@ class OutputSpec(_Strict):
     kind: OutputKind | None = Field(
         None, description="What the output holds; null: told by the file's last operators."
     )
+    classes: int | None = Field(
+        None,
+        ge=2,
+        description="How many classes there are, where the output is the winner's index and there "
+        "are no labels.",
+    )
 
 
 _INPUT_FIELDS = frozenset(InputSpec.model_fields) - {"name"}

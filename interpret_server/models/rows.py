@@ -42,6 +42,10 @@ class Encoder(nn.Module):
         self.sources = [source for source, _ in encoders]
         self.encoders = nn.ModuleList(item or nn.Identity() for _, item in encoders)
 
+    def pack(self, values: Sequence[Tensor]) -> Tensor:
+        """One tensor per input to callers' rows."""
+        return values[0] if self.raw is None else self.raw.pack(values, torch.float64)
+
     @torch.no_grad()
     def forward(self, rows: Tensor) -> Tensor:
         """Callers' rows, on the CPU, to the classifier's `(N, ...)`."""
@@ -85,11 +89,19 @@ def plain_rows(inputs: InputSet, body: nn.Module, dtype: torch.dtype) -> tuple[R
     """Rows of a file that runs as it is, and the file as a module of them."""
     if _is_plain(inputs):
         return Rows(inputs.given[0], inputs), body
+    inputs = InputSet([_kind_of(item) for item in inputs.items], dtype)
     encoder = Encoder(
         inputs.packing, [(i, None) for i in range(len(inputs.given))], inputs.packing, dtype
     )
     rows = _rows(inputs, encoder, [part(item) for item in inputs.given], (), dtype)
     return rows, Unpacked(inputs.to_file, body)
+
+
+def _kind_of(item: ResolvedInput) -> ResolvedInput:
+    if item.dtype.is_floating_point and not item.integral:
+        return replace(item, kind=InputKind.VALUES)
+    kind = InputKind.TOKENS if item.kind is InputKind.TOKENS else InputKind.INTEGERS
+    return replace(item, kind=kind, dtype=torch.int64)
 
 
 def _is_plain(inputs: InputSet) -> bool:
@@ -260,7 +272,7 @@ class _Builder:
                 like = graph.call_function(torch.select, (picked[lookup], -1, 0))
             like.meta["kind"] = "select"
             for user in list(placeholder.users):
-                if not user.meta.get("kind"):
+                if _reads_no_values(user):
                     user.replace_input_with(placeholder, like)
         graph.eliminate_dead_code()
         for placeholder in self.placeholders:
@@ -323,17 +335,19 @@ def _flat(outputs: Any) -> list[Tensor]:
     return [value for _, value in leaves(outputs)]
 
 
-def _is_needed(placeholder: fx.Node, lookup: fx.Node) -> bool:
-    """Whether the outputs depend on an input's values other than through a lookup.
+def _reads_no_values(node: fx.Node) -> bool:
+    """Whether a node reads a shape or a device alone: it makes no tensor, or a constant one."""
+    return node.meta.get("kind") in (None, "constant")
 
-    A node without a kind makes no tensor: it reads a shape or a device.
-    """
+
+def _is_needed(placeholder: fx.Node, lookup: fx.Node) -> bool:
+    """Whether the outputs depend on an input's values other than through a lookup."""
     (output,) = (node for node in placeholder.graph.nodes if node.op == "output")
     pending, seen = [output], {lookup}
     while pending:
         node = pending.pop()
         for source in node.all_input_nodes:
-            if source is placeholder and node.meta.get("kind"):
+            if source is placeholder and not _reads_no_values(node):
                 return True
             if source not in seen and source is not placeholder:
                 seen.add(source)

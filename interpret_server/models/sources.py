@@ -1,19 +1,23 @@
 """A model file as it runs by itself, and as it can be lowered."""
 
+import contextlib
 import logging
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from ..errors import FailedPrecondition, InterpretError, InvalidModel
 from .inputs import FileInput
 from .lowered import Lowered, Unlowerable
 from .manifest import Format
+
+if TYPE_CHECKING:
+    from .onnx.runtime import Runtime
 
 
 def brief(error: BaseException) -> str:
@@ -32,8 +36,10 @@ class Source(ABC):
     Attributes:
         inputs: as the file declares them.
         dtype: that the file computes in.
-        executor: what runs the original: `torch.jit`, `onnxruntime`, or `none`.
+        executor: what runs the original: `torch.jit`, `torch.export`, `onnxruntime`,
+            `onnx.reference` or `none`.
         notes: one sentence each.
+        straight_through: whether quantisation passes gradients as if it did not round.
         form: of the fallback, where there is no graph: `archive` or `runtime`.
     """
 
@@ -43,7 +49,8 @@ class Source(ABC):
     dtype: torch.dtype = torch.float32
     executor: str
 
-    def __init__(self) -> None:
+    def __init__(self, straight_through: bool = False) -> None:
+        self.straight_through = straight_through
         self.notes: list[str] = []
 
     @property
@@ -74,13 +81,24 @@ class Source(ABC):
             raise Unlowerable("this file's program could not be turned into a graph") from error
 
 
-def open_source(file_format: Format, path: Path) -> Source:
+def open_source(file_format: Format, path: Path, *, straight_through: bool = False) -> Source:
     """Open a file of a known format.
+
+    Args:
+        file_format: as `identify` found it.
+        path: the file.
+        straight_through: whether quantisation passes gradients as if it did not round.
 
     Raises:
         InvalidModel: the file is corrupt.
+        ModelRejected: it holds what is not served.
     """
-    return TorchScriptSource(path) if file_format is Format.TORCHSCRIPT else OnnxSource(path)
+    kinds: dict[Format, type[TorchScriptSource | OnnxSource | ExportedSource]] = {
+        Format.TORCHSCRIPT: TorchScriptSource,
+        Format.ONNX: OnnxSource,
+        Format.EXPORTED_PROGRAM: ExportedSource,
+    }
+    return kinds[file_format](path, straight_through=straight_through)
 
 
 class TorchScriptSource(Source):
@@ -89,10 +107,10 @@ class TorchScriptSource(Source):
     form = "archive"
     executor = "torch.jit"
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, straight_through: bool = False) -> None:
         from .torchscript import ArchiveBody, open_archive
 
-        super().__init__()
+        super().__init__(straight_through)
         self.archive = open_archive(path)
         self.body = ArchiveBody(self.archive)
         self.dtype = next(_stored_dtypes(self.archive), self.dtype)
@@ -129,15 +147,47 @@ def _stored_dtypes(archive: torch.jit.ScriptModule) -> Iterator[torch.dtype]:
             yield value.dtype
 
 
+class ExportedSource(Source):
+    """A torch.export program. Opening it runs nothing of the file."""
+
+    form = "archive"
+    executor = "torch.export"
+
+    def __init__(self, path: Path, *, straight_through: bool = False) -> None:
+        from .exported import inputs, open_program, original, output_names
+
+        super().__init__(straight_through)
+        self.program = open_program(path)
+        self.inputs = inputs(self.program)
+        self.output_names = output_names(self.program)
+        self.body = original(self.program)
+        weights = [*self.program.state_dict.values(), *self.program.constants.values()]
+        kept = (item.dtype for item in weights if isinstance(item, Tensor))
+        self.dtype = next((dtype for dtype in kept if dtype.is_floating_point), self.dtype)
+
+    @property
+    def original(self) -> nn.Module | None:
+        return self.body
+
+    def has_control_flow(self) -> bool:
+        graph = self.program.graph_module
+        return any(isinstance(item, fx.GraphModule) for item in graph.children())
+
+    def lower(self, *examples: Tensor) -> Lowered:
+        from .exported import lower
+
+        return lower(self.program, examples, straight_through=self.straight_through)
+
+
 class OnnxSource(Source):
-    """An ONNX file; onnxruntime runs the original, where it is installed and takes the file."""
+    """An ONNX file; onnxruntime runs the original, or else the onnx package's own evaluator."""
 
     form = "runtime"
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, straight_through: bool = False) -> None:
         from .onnx import read_header
 
-        super().__init__()
+        super().__init__(straight_through)
         self.path = path
         header = read_header(path)
         for item in header.inputs:
@@ -149,16 +199,31 @@ class OnnxSource(Source):
             item.dtype for item in header.inputs if item.dtype and item.dtype.is_floating_point
         ]
         self.dtype = floating[0] if floating else self.dtype
-        self.executor = "onnxruntime"
-        self._runtime: nn.Module | None = None
+        self._lowered: Lowered | None = None
+        with contextlib.suppress(Unlowerable):  # first: the importer limits what a file may ask for
+            self._lowered = self.graph()
+        self._runtime = self._open()
+        self.executor = "none" if self._runtime is None else self._runtime.session.executor
+
+    def _open(self) -> "_Runtime | None":
+        from .onnx import reference, runtime
+
+        refusal = "onnxruntime refuses the file"
         try:
-            self._runtime = _Runtime(path)
+            return _Runtime(runtime(self.path))
         except FailedPrecondition:
-            self.executor = "none"
-            self.notes.append("onnxruntime is not installed, so the network was not verified.")
-        except InvalidModel:  # a corrupt file is refused by the importer too
-            self.executor = "none"
-            self.notes.append("onnxruntime refuses the file, so the network was not verified.")
+            refusal = "onnxruntime is not installed"
+        except InvalidModel:  # a corrupt file was refused by the importer
+            pass
+        try:
+            original = _Runtime(reference(self.path))
+        except InvalidModel:
+            self.notes.append(f"{refusal}, so the network was not verified.")
+            return None
+        self.notes.append(
+            f"{refusal}, so the network was verified against the onnx package's evaluator."
+        )
+        return original
 
     @property
     def original(self) -> nn.Module | None:
@@ -170,20 +235,22 @@ class OnnxSource(Source):
         graph = onnx.load(str(self.path), load_external_data=False).graph
         return any(node.op_type in ("If", "Loop", "Scan") for node in graph.node)
 
-    def lower(self, *examples: Tensor) -> Lowered:
+    def _import(self) -> Lowered:
         from .onnx import import_model
 
-        return import_model(self.path)
+        return import_model(self.path, straight_through=self.straight_through)
+
+    def lower(self, *examples: Tensor) -> Lowered:
+        lowered, self._lowered = self._lowered or self._import(), None
+        return lowered
 
 
 class _Runtime(nn.Module):
-    """onnxruntime as a module; without gradients."""
+    """What runs an original ONNX file, as a module; without gradients."""
 
-    def __init__(self, path: Path) -> None:
-        from .onnx import runtime
-
+    def __init__(self, session: "Runtime") -> None:
         super().__init__()
-        self.session = runtime(path)
+        self.session = session
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         device = inputs[0].device

@@ -10,7 +10,9 @@ from ..errors import InvalidRequest
 from .inputs import ResolvedInput
 from .lowered import Lowered
 
-_SAME_INDICES = frozenset({"cast", "to", "identity", "contiguous", "clone", "detach", "alias"})
+_SAME_INDICES = frozenset(
+    {"cast", "to", "identity", "contiguous", "clone", "detach", "alias", "indices"}
+)
 _MOVED_INDICES = _SAME_INDICES | {
     "t", "transpose", "permute", "reshape", "view", "flatten", "unsqueeze", "squeeze",
 }  # fmt: skip

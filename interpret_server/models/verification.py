@@ -85,12 +85,12 @@ def compare(logits: Tensor, reference: Tensor, source: str) -> Difference:
     Args:
         logits: `(N, K)`.
         reference: the file's output, `(N, K)`, or `(N, 1)` where K is 2 and the file gives one
-            number; class indices `(N, 1)` for `argmax`.
+            number; class indices `(N, 1)` for `argmax` and `classes`.
         source: what the logits were recovered from.
     """
     reference = reference.detach().double()
     logits = logits.detach().double().to(reference.device)
-    if source == "argmax":
+    if source in ("argmax", "classes"):
         return difference(logits.argmax(1), reference.reshape(-1))
     single = reference.shape[1] == 1
     ours = logits[:, 1:] - logits[:, :1] if single else logits

@@ -88,9 +88,19 @@ def from_array(array: api.Array, tensor: types.Tensor) -> None:
     tensor.data = bytes(array.data)
 
 
-def to_inputs(inputs: types.Inputs, field: str = "inputs") -> api.Array | tuple[bytes, ...] | None:
+Inputs = api.Array | tuple[bytes, ...] | Mapping[str, api.Array]
+
+
+def to_inputs(inputs: types.Inputs, field: str = "inputs") -> Inputs | None:
     """The inputs of a request; None where it brings none."""
     match inputs.WhichOneof("value"):
+        case "named":
+            if not inputs.named.tensors:
+                raise InvalidRequest.field(f"{field}.named", "give at least one tensor")
+            return {
+                name: to_array(tensor, f"{field}.{name}")
+                for name, tensor in inputs.named.tensors.items()
+            }
         case "tensor":
             return to_array(inputs.tensor, field)
         case "images":
@@ -101,7 +111,7 @@ def to_inputs(inputs: types.Inputs, field: str = "inputs") -> api.Array | tuple[
             return None
 
 
-def required_inputs(request: Any) -> api.Array | tuple[bytes, ...]:
+def required_inputs(request: Any) -> Inputs:
     """The inputs of a request that needs some.
 
     Raises:
@@ -294,11 +304,31 @@ def from_model(info: api.ModelInfo) -> models.Model:
         notes=info.notes,
         manifest_json=info.manifest.model_dump_json(exclude_none=True),
         max_batch=info.max_batch,
+        inputs=[_from_input(item) for item in info.inputs],
+        explained_shape=info.explained_shape,
     )
-    if info.bounds is not None:
-        message.bounds.lower, message.bounds.upper = info.bounds
-        message.bounds.SetInParent()
+    _fill_bounds(info.bounds, message)
     return message
+
+
+def _from_input(item: api.InputInfo) -> models.ModelInput:
+    message = models.ModelInput(
+        name=item.name,
+        kind=item.kind,
+        shape=item.shape,
+        dtype=item.dtype,
+        layout=item.layout,
+        limit=item.limit or 0,
+        integers=item.integers,
+    )
+    _fill_bounds(item.bounds, message)
+    return message
+
+
+def _fill_bounds(bounds: tuple[float, float] | None, message: Any) -> None:
+    if bounds is not None:
+        message.bounds.lower, message.bounds.upper = bounds
+        message.bounds.SetInParent()
 
 
 def from_plugin(info: api.PluginInfo) -> plugins.Plugin:

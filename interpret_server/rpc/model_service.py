@@ -99,7 +99,10 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
         call = _call(request, context, GRADIENT, tensors={"grad_outputs": cotangent})
         result = await result_of(self._worker, call, {"tensors.grad_outputs": "grad_outputs"})
         response = pb.ComputeGradientResponse()
-        codec.from_array(result.tensors["gradient"], response.gradient)
+        for name, array in result.tensors.items():
+            field, _, part = name.partition(".")
+            if field == "gradient":
+                codec.from_array(array, response.gradients[part] if part else response.gradient)
         codec.from_array(result.tensors["logits"], response.logits)
         return response
 

@@ -61,10 +61,11 @@ class OpenInferenceServicer(grpc_predict_v2_pb2_grpc.GRPCInferenceServiceService
             platform=f"interpret_{info.format}",
             inputs=[
                 pb.ModelMetadataResponse.TensorMetadata(
-                    name=info.input_name,
-                    datatype=inference.datatype_of(info.input_dtype),
-                    shape=(-1, *info.input_shape),
+                    name=item.name,
+                    datatype=inference.datatype_of(item.dtype),
+                    shape=(-1, *item.shape),
                 )
+                for item in info.inputs
             ],
             outputs=[
                 pb.ModelMetadataResponse.TensorMetadata(
@@ -83,10 +84,11 @@ class OpenInferenceServicer(grpc_predict_v2_pb2_grpc.GRPCInferenceServiceService
         name = codec.required(request.model_name, "model_name", "a loaded model")
         info = self._worker.find(name, request.model_version)
         wanted = inference.wanted_outputs(request, OUTPUTS)
+        arrays = inference.to_arrays(request, [item.name for item in info.inputs])
         call = Call(
             model=info.name,
             plugin=PREDICT,
-            inputs=inference.to_array(request, info.input_name),
+            inputs=arrays if len(arrays) > 1 else arrays[info.input_name],
             timeout=codec.to_timeout(context.time_remaining()),
         )
         result = await result_of(self._worker, call)

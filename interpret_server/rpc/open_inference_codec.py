@@ -41,66 +41,82 @@ def datatype_of(dtype: str) -> str:
     return _NAMES[dtype]
 
 
-def to_array(request: pb.ModelInferRequest, input_name: str) -> api.Array:
-    """The sole input of a request, from raw or typed contents.
+def to_arrays(request: pb.ModelInferRequest, names: Sequence[str]) -> dict[str, api.Array]:
+    """The inputs of a request, from raw or typed contents, by name.
 
     Args:
         request: the whole request.
-        input_name: what the model calls its input.
+        names: what the model calls its inputs.
 
     Raises:
         InvalidRequest: naming the field that is wrong.
     """
-    if len(request.inputs) != 1:
+    listed = " and ".join(repr(name) for name in names)
+    if len(request.inputs) != len(names):
+        wanted = "one" if len(names) == 1 else str(len(names))
         raise InvalidRequest.field(
-            "inputs", f"{len(request.inputs)} tensors were sent; give one, named {input_name!r}"
+            "inputs", f"{len(request.inputs)} tensors were sent; give {wanted}, named {listed}"
         )
-    (tensor,) = request.inputs
-    if tensor.name != input_name:
+    raw = request.raw_input_contents
+    if raw and len(raw) != len(names):
+        plural = "input" if len(names) == 1 else "inputs"
         raise InvalidRequest.field(
-            "inputs[0].name", f"the model has no input {tensor.name!r}; its input is {input_name!r}"
+            "raw_input_contents", f"{len(raw)} entries for {len(names)} {plural}"
         )
+    arrays: dict[str, api.Array] = {}
+    for index, tensor in enumerate(request.inputs):
+        if tensor.name not in names or tensor.name in arrays:
+            which = "input is" if len(names) == 1 else "inputs are"
+            problem = "was sent twice" if tensor.name in arrays else "is none of the model's inputs"
+            raise InvalidRequest.field(
+                f"inputs[{index}].name", f"{tensor.name!r} {problem}; its {which} {listed}"
+            )
+        arrays[tensor.name] = _to_array(tensor, raw[index] if raw else None, f"inputs[{index}]")
+    return arrays
+
+
+def _to_array(
+    tensor: pb.ModelInferRequest.InferInputTensor, raw: bytes | None, field: str
+) -> api.Array:
     datatype = _DATATYPES.get(tensor.datatype)
     if datatype is None:
         raise InvalidRequest.field(
-            "inputs[0].datatype",
-            f"{tensor.datatype!r} is none of {', '.join(_DATATYPES)}",
+            f"{field}.datatype", f"{tensor.datatype!r} is none of {', '.join(_DATATYPES)}"
         )
     shape = tuple(tensor.shape)
-    if len(request.raw_input_contents) == 1:
-        if tensor.HasField("contents"):
-            raise InvalidRequest.field(
-                "inputs[0].contents", "leave this out where raw_input_contents is used"
-            )
-        data = request.raw_input_contents[0]
-    elif request.raw_input_contents:
+    if raw is None:
+        data = _typed(tensor, datatype, shape, field)
+    elif tensor.HasField("contents"):
         raise InvalidRequest.field(
-            "raw_input_contents", f"{len(request.raw_input_contents)} entries for 1 input"
+            f"{field}.contents", "leave this out where raw_input_contents is used"
         )
     else:
-        data = _typed(tensor, datatype, shape)
-    check_array(datatype.dtype, shape, len(data), "inputs[0]")
+        data = raw
+    check_array(datatype.dtype, shape, len(data), field)
     return api.Array(datatype.dtype, shape, data)
 
 
 def _typed(
-    tensor: pb.ModelInferRequest.InferInputTensor, datatype: _Datatype, shape: Sequence[int]
+    tensor: pb.ModelInferRequest.InferInputTensor,
+    datatype: _Datatype,
+    shape: Sequence[int],
+    field: str,
 ) -> bytes:
     if datatype.numpy is None:
         raise InvalidRequest.field(
-            "inputs[0].contents", f"{tensor.datatype} travels in raw_input_contents only"
+            f"{field}.contents", f"{tensor.datatype} travels in raw_input_contents only"
         )
     values = getattr(tensor.contents, datatype.contents)
     if len(values) != math.prod(shape):
         raise InvalidRequest.field(
-            f"inputs[0].contents.{datatype.contents}",
+            f"{field}.contents.{datatype.contents}",
             f"{len(values)} values were sent, but shape {list(shape)} takes {math.prod(shape)}",
         )
     try:
         return np.fromiter(values, np.dtype(datatype.numpy), len(values)).tobytes()
     except OverflowError:
         raise InvalidRequest.field(
-            f"inputs[0].contents.{datatype.contents}",
+            f"{field}.contents.{datatype.contents}",
             f"a value does not fit into {tensor.datatype}",
         ) from None
 

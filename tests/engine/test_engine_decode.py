@@ -30,7 +30,6 @@ from interpret_server.engine.api import Array, Target
 from interpret_server.engine.arrays import to_array, to_tensor
 from interpret_server.engine.describe import describe_classifier
 from interpret_server.errors import InvalidRequest, MissingCapability, NotFound
-from interpret_server.models.manifest import Manifest
 from interpret_server.plugin import AuxTensor, Capability, Inputs, Params, Plugin
 from interpret_server.testing import classifier
 
@@ -258,9 +257,9 @@ async def test_integers_are_refused_where_the_manifest_does_not_promise_them(dty
 async def test_promised_integers_are_converted():
     net = classifier(torch.nn.Sequential(torch.nn.Linear(4, 3)), (4,), bounds=(0, 255), name="net")
     info = describe_classifier("net", net, 64)
-    manifest = Manifest.model_validate({"shape": [4], "dtype": "uint8", "bounds": [0, 255]})
+    inputs = (dataclasses.replace(info.inputs[0], integers=True),)
     async with serving(Double()) as worker:
-        worker.add("bytes", net, dataclasses.replace(info, manifest=manifest))
+        worker.add("bytes", net, dataclasses.replace(info, inputs=inputs))
         call = calling("double", array([[7, 0, 255, 0]], torch.uint8), model="bytes")
         item = await result(worker, call)
     assert tensor(item.tensors["doubled"]).tolist() == [[14, 0, 510, 0]]

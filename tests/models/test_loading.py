@@ -67,6 +67,7 @@ def test_a_torchscript_archive_is_served_as_a_graph(tmp_path: Path) -> None:
         "rectifiers",
         "bounds",
         "deterministic",
+        "scores",
     }
     assert info.lacking == {}
     assert info.max_batch == 9
@@ -160,11 +161,9 @@ def test_a_program_that_branches_on_data_runs_as_its_archive(tmp_path: Path) -> 
     loaded = load(script(net, tmp_path), **IMAGE)
     model, info = loaded.classifier, loaded.info
     assert info.form == "archive"
-    assert info.form_reason == (
-        "prim::If depends on tensor data. It runs 1 row at a time, because its control flow may "
-        "depend on all rows."
-    )
-    assert info.capabilities == {"gradient", "rectifiers", "bounds", "deterministic"}
+    assert info.form_reason.startswith("prim::If depends on tensor data")
+    assert "It runs 1 row at a time, because a row's values may depend" in info.form_reason
+    assert info.capabilities == {"gradient", "rectifiers", "bounds", "deterministic", "scores"}
     assert info.form_reason in info.lacking["layers"]
     assert info.layers == ()
     x = torch.rand(3, *SHAPE)
@@ -191,7 +190,7 @@ def test_an_onnx_operator_without_a_graph_leaves_predictions(tmp_path: Path) -> 
     x = torch.rand(5, *SHAPE)
     torch.testing.assert_close(loaded.classifier(x), 2 * net(x))
     assert loaded.info.form == "runtime"
-    assert loaded.info.capabilities == {"bounds", "deterministic"}
+    assert loaded.info.capabilities == {"bounds", "deterministic", "scores"}
     assert "Scaler" in loaded.info.lacking["gradient"]
     assert loaded.info.verification.relative_difference < 1e-6
     model = loaded.classifier
@@ -212,6 +211,7 @@ def test_a_random_program_is_served_unverified_with_a_note(tmp_path: Path) -> No
     info = load(script(Random(), tmp_path), **IMAGE).info
     assert info.verification.reference == "none"
     assert any("another answer each time" in note for note in info.notes)
+    assert "another answer each time" in info.lacking["deterministic"]
 
 
 def test_dropout_left_in_training_mode_is_served_in_its_inference_form(tmp_path: Path) -> None:
@@ -224,7 +224,8 @@ def test_dropout_left_in_training_mode_is_served_in_its_inference_form(tmp_path:
     plain = Net()
     plain.load_state_dict(net.state_dict())
     _check_same(loaded, plain)
-    assert any("another answer each time" in note for note in loaded.info.notes)
+    assert loaded.info.verification.reference == "torch.jit"
+    assert "deterministic" in loaded.info.capabilities
 
 
 def test_a_wrong_lowering_is_refused_with_the_measured_difference(
@@ -257,7 +258,7 @@ def test_an_unforeseen_failure_of_lowering_leaves_the_archive(
     assert "internal" not in loaded.info.form_reason
 
 
-def test_without_onnxruntime_a_file_is_served_unverified_with_a_note(
+def test_without_onnxruntime_a_file_is_verified_by_the_onnx_package_with_a_note(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def absent(path: Path) -> None:
@@ -267,7 +268,7 @@ def test_without_onnxruntime_a_file_is_served_unverified_with_a_note(
     net = Net()
     loaded = load(onnx_file(net, tmp_path), bounds=(0, 1))
     _check_same(loaded, net)
-    assert loaded.info.verification.reference == "none"
+    assert loaded.info.verification.reference == "onnx.reference"
     assert "not installed" in loaded.info.notes[0]
 
 

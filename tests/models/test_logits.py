@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from interpret_server.errors import InvalidRequest, ModelRejected
 from interpret_server.models.assembly import Body, assemble, from_graph, from_module
-from interpret_server.models.classifier import Classifier
+from interpret_server.models.classifier import Capability, Classifier
 from interpret_server.models.inputs import ResolvedInput
 from interpret_server.models.manifest import OutputSpec
 from interpret_server.testing.classifiers import lowered
@@ -147,7 +147,7 @@ def test_a_single_logit_is_two_logits() -> None:
     model, body = _load(net)
     x = torch.randn(3, 6)
     assert (body.source, body.classes, body.notes) == ("logits", 2, [])
-    assert torch.equal(model(x)[:, 1:], net(x))
+    torch.testing.assert_close(model(x)[:, 1:], net(x))
     assert torch.equal(model(x)[:, 0], torch.zeros(3))
 
 
@@ -195,11 +195,18 @@ def test_an_output_that_is_no_classifiers_is_refused() -> None:
         _load(Net(lambda z: z.reshape(-1, 2, 2)))
 
 
-def test_class_indices_alone_are_refused_where_the_program_runs_as_it_is() -> None:
-    with pytest.raises(ModelRejected, match="class indices, not scores"):
-        from_module(
-            Net(lambda z: z.argmax(1)), INPUT, OutputSpec(), form="runtime", reason="No graph."
-        )
+def test_class_indices_alone_are_served_as_decisions_where_the_program_runs_as_it_is() -> None:
+    net = Net(lambda z: z.argmax(1))
+    with pytest.raises(InvalidRequest, match="give labels, or output") as caught:
+        from_module(net, INPUT, OutputSpec(), form="runtime", reason="No graph.")
+    assert caught.value.violations[0].field == "manifest.labels"
+    body = from_module(net, INPUT, OutputSpec(classes=4), form="runtime", reason="No graph.")
+    model, x = assemble("net", body, INPUT), torch.randn(9, 6)
+    logits = model(x)
+    assert logits.shape == (9, 4)
+    assert torch.equal(logits.argmax(1), net(x))
+    assert logits.softmax(1).max(1).values.min() > 0.999
+    assert {Capability.SCORES, Capability.GRADIENT} <= model.lacking.keys()
 
 
 def test_a_program_that_runs_as_it_is_tells_its_kind_by_its_values() -> None:

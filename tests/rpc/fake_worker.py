@@ -44,6 +44,8 @@ INFO = api.ModelInfo(
     notes=("a note",),
     manifest=Manifest(labels=("cat", "dog")),
     max_batch=8,
+    inputs=(api.InputInfo("image", "values", (2,), "float32", bounds=(0.0, 1.0)),),
+    explained_shape=(2,),
 )
 PLUGINS = tuple(
     api.PluginInfo(

@@ -121,13 +121,26 @@ def _is_array(name: str) -> bool:
     return name.endswith((".npy", ".npz")) or ".npz:" in name
 
 
-def read_inputs(names: Sequence[str], model: ModelInfo) -> Array | list[str | PathLike[str]] | None:
+def read_inputs(
+    names: Sequence[str], model: ModelInfo
+) -> Array | dict[str, Array] | list[str | PathLike[str]] | None:
     """Arrays as one array `(N, *input_shape)`, image files as their paths, None for no names.
 
-    An array without the batch axis is one row; floating-point arrays become the model's type.
+    For a model of several inputs, `NAME=FILE` for each of them. An array without the batch axis is
+    one row; floating-point arrays become the model's type.
     """
     if not names:
         return None
+    if len(model.inputs) > 1:
+        known = {item.name: item for item in model.inputs}
+        found = split_pairs(names, "INPUT")
+        for name in found:
+            if name not in known:
+                raise click.BadParameter(
+                    f"{model.name} has no input {name!r}; write NAME=FILE for {', '.join(known)}",
+                    param_hint="INPUT",
+                )
+        return {name: _read_part(file, known[name].shape, model) for name, file in found.items()}
     arrays = [_is_array(name) for name in names]
     if not any(arrays):
         for name in names:
@@ -136,16 +149,18 @@ def read_inputs(names: Sequence[str], model: ModelInfo) -> Array | list[str | Pa
         return list(names)
     if not all(arrays):
         raise click.BadParameter("give image files or numpy files, not both", param_hint="INPUT")
-    parts = []
-    for name in names:
-        part = read_array(name)
-        if part.dtype.kind == "f" and model.input_dtype.startswith("float"):
-            part = part.astype(model.input_dtype)
-        parts.append(part[None] if part.ndim == len(model.input_shape) else part)
+    parts = [_read_part(name, model.input_shape, model) for name in names]
     try:
         return np.concatenate(parts)
     except ValueError as error:
         raise click.BadParameter(f"the arrays do not fit together: {error}") from error
+
+
+def _read_part(name: str, shape: Sequence[int], model: ModelInfo) -> Array:
+    part = read_array(name)
+    if part.dtype.kind == "f":
+        part = part.astype("float64" if model.precision == "float64" else "float32")
+    return part[None] if part.ndim == len(shape) else part
 
 
 def row_names(names: Sequence[str], rows: int) -> list[str]:

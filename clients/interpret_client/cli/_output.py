@@ -47,8 +47,8 @@ def pairs(rows: Iterable[tuple[str, str]]) -> Table:
 
 
 def shape_text(shape: Sequence[int]) -> str:
-    """`1x28x28`."""
-    return "x".join(map(str, shape))
+    """`1x28x28`; `?` where a size is free."""
+    return "x".join("?" if size < 0 else str(size) for size in shape)
 
 
 def class_text(prediction: Prediction) -> str:

@@ -7,7 +7,7 @@ import click
 
 from .._codec import read_manifest
 from ..errors import InvalidRequest
-from ..results import ModelInfo
+from ..results import ModelInfo, ModelInput
 from ._arguments import merge_manifest, numbers, read_inputs, row_names, sizes
 from ._options import Settings, connection_options
 from ._output import class_text, console, pairs, print_json, shape_text, table
@@ -70,17 +70,7 @@ def _print_model(model: ModelInfo) -> None:
                 ("file", f"{model.format}, {model.size} bytes, sha256 {model.sha256}"),
                 ("form", " - ".join(filter(None, (model.form, model.form_reason)))),
                 ("runs on", f"{model.device}, {model.precision}"),
-                (
-                    "input",
-                    " ".join(
-                        (
-                            model.input_name,
-                            shape_text(model.input_shape),
-                            model.input_dtype,
-                            model.input_layout,
-                        )
-                    ).strip(),
-                ),
+                ("input", "\n".join(_input_text(item) for item in model.inputs)),
                 ("bounds", bounds),
                 ("classes", str(model.classes)),
                 ("labels", ", ".join(model.labels)),
@@ -101,6 +91,12 @@ def _print_model(model: ModelInfo) -> None:
     out.print()
     rows = [(layer.name, layer.kind, shape_text(layer.shape)) for layer in model.layers]
     out.print(table(("layer", "kind", "shape"), rows))
+
+
+def _input_text(item: ModelInput) -> str:
+    kind = "" if item.kind == "values" else item.kind
+    words = (item.name, shape_text(item.shape), item.dtype, item.layout, kind)
+    return " ".join(filter(None, words))
 
 
 @click.command()

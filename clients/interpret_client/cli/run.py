@@ -74,7 +74,8 @@ def run(
 ) -> None:
     """Run PLUGIN on MODEL, for images (.png, .jpg) or arrays (.npy, .npz, FILE.npz:NAME).
 
-    Without INPUT, plugins that make images from nothing start from their own initial image.
+    A model of several inputs takes NAME=FILE for each of them. Without INPUT, plugins that make
+    images from nothing start from their own initial image.
     """
     if output is not None and (output / "result.json").exists() and not overwrite:
         raise click.UsageError(f"{output} holds a result; choose another folder or --overwrite")

@@ -8,6 +8,7 @@ it; the result must give each row what the program gives it in a batch of its ow
 import itertools
 import math
 import operator
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,6 +29,7 @@ _RESHAPES = frozenset(
 )
 _EXPANDS = frozenset({_aten.expand.default, _aten.expand_copy.default})
 _TIMES = 3
+_ATTEMPTS, _SECONDS = 24, 60.0
 _FAILURES = (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError, AttributeError)
 _LARGEST = 1 << 26  # elements of an input at the larger size
 
@@ -50,25 +52,62 @@ def free_batch(network: fx.GraphModule, rows: int, examples: Sequence[Tensor]) -
     if not any(batched) or sum(x.numel() for x in examples) * _TIMES > _LARGEST:
         return False
     larger = [_varied(x, rows * _TIMES) if b else x for x, b in zip(examples, batched, strict=True)]
+    pairs = list(zip(examples, larger, strict=True))
+    choices = _Choices()
+    end = time.monotonic() + _SECONDS
+    for _ in range(_ATTEMPTS):
+        if time.monotonic() > end:
+            return False
+        trial = _copy(network)
+        freeing = _Freeing(trial, rows, pairs, choices)
+        try:
+            with torch.no_grad():
+                freeing.run()
+                trial.graph.lint()
+                trial.recompile()
+                if _same_rows(network, trial, larger, batched, rows):
+                    if not freeing.changed:
+                        return None
+                    network.graph = trial.graph
+                    network.recompile()
+                    return True
+        except _FAILURES:
+            pass
+        if not choices.revise(freeing.made):
+            return False
+    return False
+
+
+def _copy(network: fx.GraphModule) -> fx.GraphModule:
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     graph.output(graph.graph_copy(network.graph, copies))
-    trial = fx.GraphModule(network, graph)
-    freeing = _Freeing(trial, rows, list(zip(examples, larger, strict=True)))
-    try:
-        with torch.no_grad():
-            freeing.run()
-            trial.graph.lint()
-            trial.recompile()
-            if not _same_rows(network, trial, larger, batched, rows):
-                return False
-    except _FAILURES:
+    return fx.GraphModule(network, graph)
+
+
+class _Choices:
+    """Which of several sizes of a reshape holds the batch, where more than one may.
+
+    Reshapes between the same shapes are decided alike.
+    """
+
+    def __init__(self) -> None:
+        self._index: dict[Any, int] = {}
+        self._count: dict[Any, int] = {}
+
+    def take(self, key: Any, candidates: Sequence[int]) -> int:
+        """One of the candidates, the first until it is revised."""
+        self._count[key] = len(candidates)
+        return candidates[self._index.setdefault(key, 0)]
+
+    def revise(self, made: Sequence[Any]) -> bool:
+        """Take the next candidate of the latest decision that has one; whether there is any."""
+        for key in reversed(made):
+            if self._index[key] + 1 < self._count[key]:
+                self._index[key] += 1
+                return True
+            self._index[key] = 0
         return False
-    if not freeing.changed:
-        return None
-    network.graph = graph
-    network.recompile()
-    return True
 
 
 def _varied(x: Tensor, rows: int) -> Tensor:
@@ -114,8 +153,12 @@ def _leaves(outputs: Any) -> list[Tensor]:
 
 
 class _Freeing:
-    def __init__(self, network: fx.GraphModule, rows: int, inputs: Sequence[Pair]) -> None:
+    def __init__(
+        self, network: fx.GraphModule, rows: int, inputs: Sequence[Pair], choices: _Choices
+    ) -> None:
         self.network, self.rows, self.changed = network, rows, False
+        self.made: list[Any] = []  # keys of the choices that were taken, the latest last
+        self._choices = choices
         self._inputs = iter(inputs)
         self._pairs: dict[fx.Node, Pair] = {}
         self._modules = dict(network.named_modules())
@@ -136,11 +179,14 @@ class _Freeing:
     def _computed(self, node: fx.Node) -> Pair:
         first = self._at(node, 0)
         try:
-            return first, self._at(node, 1)
+            second = self._at(node, 1)
         except _FAILURES:
             if not self._repeat_constants(node):
                 raise
-        return first, self._at(node, 1)
+            first, second = self._at(node, 0), self._at(node, 1)
+        if isinstance(first, Tensor) and _changes(first, second) > 1:
+            raise ValueError("rows of the batch meet each other")
+        return first, second
 
     def _at(self, node: fx.Node, side: int) -> Any:
         def value(item: fx.Node) -> Any:
@@ -191,15 +237,21 @@ class _Freeing:
         shape = self._pairs[source][0].shape
         rest = math.prod(size for size in sizes if size != -1)
         full = [shape.numel() // rest if size == -1 else size for size in sizes]
-        place = _place(full, shape, axis, self.rows)
-        if place is None or sizes[place] == -1:
+        candidates = _places(full, shape, axis, self.rows)
+        if -1 in sizes:
+            candidates = [place for place in candidates if sizes[place] != -1]
+        if not candidates or full[candidates[0]] * shape[axis] == 0:
             return
+        key = (tuple(shape), axis, tuple(sizes))
+        place = self._choices.take(key, candidates)
+        self.made = [*(other for other in self.made if other != key), key]
         freed = list(sizes)
         if -1 in freed:
             freed[place] = self._number(node, source, axis, full[place], shape[axis])
         else:
             freed[place] = -1
         node.update_arg(1, freed)
+        node.target = _aten.reshape.default  # several rows may lie in memory as one does not
         self.changed = True
 
     def _free_expand(self, node: fx.Node) -> None:
@@ -294,23 +346,29 @@ def _batch_axes(x: Tensor, rows: int, rank: int, axis: int) -> list[int]:
     return found
 
 
-def _place(sizes: Sequence[int], shape: Sequence[int], axis: int, rows: int) -> int | None:
-    """Which size of a reshape holds the batch, which lies within `axis` of `shape`.
+def _changes(first: Tensor, second: Tensor) -> int:
+    """Along how many axes two tensors differ in size."""
+    if first.dim() != second.dim():
+        return first.dim() + second.dim()
+    return sum(a != b for a, b in zip(first.shape, second.shape, strict=True))
 
-    Of the sizes that share elements with that axis, or touch it, the one that is the batch alone;
-    else the left one where axes are merged, and the right one where an axis is split.
+
+def _places(sizes: Sequence[int], shape: Sequence[int], axis: int, rows: int) -> list[int]:
+    """Which sizes of a reshape may hold the batch, which lies within `axis` of `shape`.
+
+    Of the sizes that share elements with that axis, or touch it, those that are the batch alone
+    come first; then the left one where axes are merged, and the right one where one is split.
     """
     first = math.prod(shape[:axis])
     last = first * shape[axis]
     ends = list(itertools.accumulate(sizes, operator.mul))
     starts = [1, *ends[:-1]]
-    touching = [i for i in range(len(sizes)) if starts[i] <= last and ends[i] >= first]
-    inside = [i for i in touching if starts[i] < last and ends[i] > first and sizes[i] % rows == 0]
+    touching = [
+        i
+        for i in range(len(sizes))
+        if starts[i] <= last and ends[i] >= first and sizes[i] % rows == 0
+    ]
     alone = [i for i in touching if sizes[i] == rows]
-    if alone:
-        return alone[0]
-    if inside:
-        return inside[0]
-    if not touching:
-        return None
-    return touching[0] if len(sizes) < len(shape) else touching[-1]
+    inside = [i for i in touching if starts[i] < last and ends[i] > first]
+    rest = touching if len(sizes) < len(shape) else touching[::-1]
+    return list(dict.fromkeys((*alone, *inside, *rest)))

@@ -125,6 +125,61 @@ def _to_copy(walker: "Walker", arguments: Arguments) -> Item:
     return walker.call(_aten.to.dtype, value, dtype)
 
 
+@_register("as_strided")
+def _as_strided(walker: "Walker", arguments: Arguments) -> Item:
+    """The tensor itself, where its own strides were only written down."""
+    value, offset = arguments["self"], arguments["storage_offset"]
+    sizes = [item.value for item in arguments["size"]]
+    strides = [item.value for item in arguments["stride"]]
+    same = sizes == list(value.value.shape) and all(
+        size == 1 or stride == own
+        for size, stride, own in zip(sizes, strides, value.value.stride(), strict=True)
+    )
+    return value if same and not offset.value else NotImplemented
+
+
+@_register("clamp")
+def _clamp(walker: "Walker", arguments: Arguments) -> Item:
+    """The clamp inside a decomposed hard sigmoid or hard swish is no rectifier."""
+    value = arguments["self"]
+    limits = [arguments[name] for name in ("min", "max")]
+    made = walker.made_by(value)
+    if [limit.value for limit in limits] != [0, 6] or made is None or made[0] != "add":
+        return NotImplemented
+    if made[1][1].value != 3:
+        return NotImplemented
+    with torch.no_grad():
+        result = value.value.clamp(0, 6)
+    items = [value, *limits]
+    return walker.recorder.function(
+        _aten.clamp.default, items, {}, result, value.origin, kind="clamp"
+    )
+
+
+@_register("where")
+def _where(walker: "Walker", arguments: Arguments) -> Item:
+    """`where(x > 0, x, x * slope)` is a leaky or parametric rectifier."""
+    if "self" not in arguments:
+        return NotImplemented
+    value, other = arguments["self"], arguments["other"]
+    condition, product = walker.made_by(arguments["condition"]), walker.made_by(other)
+    if condition is None or product is None or condition[0] != "gt" or product[0] != "mul":
+        return NotImplemented
+    compared, limit = condition[1]
+    factors = [item for item in product[1] if item is not value]
+    if compared is not value or limit.is_tensor or limit.value != 0 or len(factors) != 1:
+        return NotImplemented
+    (slope,) = factors
+    if slope.origin is not Origin.CONSTANT:
+        return NotImplemented
+    if not slope.is_tensor:
+        return walker.call(_aten.leaky_relu.default, value, slope)
+    axes = value.value.dim() - slope.value.dim()
+    if any(size != 1 and axis + axes != 1 for axis, size in enumerate(slope.value.shape)):
+        return NotImplemented
+    return walker.call(_aten.prelu.default, value, walker.call(_aten.reshape.default, slope, [-1]))
+
+
 @_register("_prelu_kernel")
 def _prelu(walker: "Walker", arguments: Arguments) -> Item:
     weight = arguments["weight"]

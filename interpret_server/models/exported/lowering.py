@@ -65,11 +65,10 @@ def lower(
 def fixed_batch(program: ExportedProgram) -> int | None:
     """The number of rows that a program was exported for; None where it is free."""
     shapes = [value.shape for _, value, _ in user_inputs(program) if value is not None]
-    sizes = {shape[0] for shape in shapes if len(shape)}
-    if len(sizes) != 1:
+    sizes = [shape[0] for shape in shapes if len(shape)]
+    if not all(isinstance(size, int) for size in sizes) or len(set(sizes)) != 1:
         return None
-    (rows,) = sizes
-    return rows if isinstance(rows, int) else None
+    return int(sizes[0])
 
 
 def _rows(count: int) -> str:

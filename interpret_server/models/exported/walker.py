@@ -34,6 +34,7 @@ _CHECKS = frozenset(
     }
 )
 _FRESH = frozenset({"lift_fresh", "lift_fresh_copy", "lift"})
+_REMEMBERED = frozenset({"add", "gt", "mul"})
 _NODES = 200_000
 
 Environment = dict[fx.Node, Item]
@@ -66,6 +67,7 @@ class Walker:
         self.operators = Operators(self.recorder, self.structure)
         self.module: Any = program.graph_module
         self._count = 0
+        self._made: dict[int, tuple[str, list[Item], Item]] = {}
 
     def walk(self) -> Lowered:
         """The program's outputs as a graph.
@@ -213,7 +215,15 @@ class Walker:
             result = composite(self, dict(zip(names, arguments, strict=True)))
             if result is not NotImplemented:
                 return result
-        return self.operators.run(target._schema, arguments)
+        result = self.operators.run(target._schema, arguments)
+        if name in _REMEMBERED:
+            self._made[id(result)] = (name, arguments, result)
+        return result
+
+    def made_by(self, item: Item) -> tuple[str, list[Item]] | None:
+        """The comparison, sum or product that gave an item, and its arguments."""
+        found = self._made.get(id(item))
+        return None if found is None else found[:2]
 
     def _complete(
         self, schema: Any, items: Sequence[Item], keywords: dict[str, Item]

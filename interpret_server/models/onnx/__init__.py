@@ -1,4 +1,4 @@
-"""ONNX files as differentiable FX graphs, and onnxruntime beside them as the reference."""
+"""ONNX files as differentiable FX graphs, and what runs the originals beside them."""
 
 from pathlib import Path
 
@@ -8,22 +8,25 @@ from ..lowered import Lowered, Unlowerable
 from .builder import FixedBatch
 from .file import Header, TensorInfo, load, read_header
 from .importer import Importer
+from .limits import LIMITS, Deadline, Limits
 from .rows import RowByRow
-from .runtime import OnnxRuntime, runtime
+from .runtime import OnnxRuntime, Reference, reference, runtime
 
 __all__ = [
     "Header",
     "OnnxRuntime",
+    "Reference",
     "TensorInfo",
     "Unlowerable",
     "import_model",
     "read_header",
+    "reference",
     "runtime",
     "to_module",
 ]
 
 
-def import_model(path: Path, *, straight_through: bool = False) -> Lowered:
+def import_model(path: Path, *, straight_through: bool = False, limits: Limits = LIMITS) -> Lowered:
     """An ONNX file in canonical form, for inference, with a batch axis of any size.
 
     Batch normalisation and dropout take their inference form, float16 becomes float32, and a batch
@@ -36,16 +39,26 @@ def import_model(path: Path, *, straight_through: bool = False) -> Lowered:
         path: of the file.
         straight_through: rounding to integers passes gradients on unchanged, except where it
             saturates; without it, a network of quantised activations is not differentiable.
+        limits: of the file, its graph and the time that importing it takes.
 
     Raises:
         Unlowerable: naming the operator or construct that is not supported.
-        InvalidModel: the file is corrupt, of another format, or asks for too large constants.
+        InvalidModel: the file is corrupt, of another format, exceeds a limit, or asks for too large
+            constants.
     """
-    model = load(path)
+    deadline = Deadline(limits.seconds)
+    model = load(path, limits)
     notes: list[str] = []
     wanted = {"free_batch": True, "rows_apart": True}
     while True:
-        importer = Importer(model, **wanted, faithful=False, straight_through=straight_through)
+        importer = Importer(
+            model,
+            **wanted,
+            faithful=False,
+            straight_through=straight_through,
+            limits=limits,
+            deadline=deadline,
+        )
         try:
             lowered = importer.run()
             break
@@ -58,7 +71,8 @@ def import_model(path: Path, *, straight_through: bool = False) -> Lowered:
             f"The file fixes the batch size to {importer.fixed}; its shapes allow no other."
         )
     if importer.builder.mixes_rows:
-        lowered.mixes_rows, lowered.row_by_row = True, not wanted["rows_apart"]
+        lowered.mixes_rows = True
+        lowered.row_by_row |= not wanted["rows_apart"]
         notes.append(
             "The file quantises with a range over all rows of a batch; each row is computed as "
             "the file computes it alone."

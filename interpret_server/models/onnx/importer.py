@@ -13,8 +13,9 @@ from ..lowered import Lowered, Unlowerable
 from . import host, operators
 from .builder import Builder
 from .call import Call
-from .file import MAX_NODES, TensorInfo, header
+from .file import TensorInfo, header
 from .functions import schema_function
+from .limits import LIMITS, Deadline, Limits
 from .registry import find
 from .rows import follow_rows
 from .subgraph import Frame, Subgraphs
@@ -24,6 +25,10 @@ _DEEPEST = 32
 _IMAGE = (224, 256)
 _SEQUENCE = (16, 24)
 _SENSELESS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+_DECIDES = (
+    "The file branches or loops on computed values, which the rows of a batch share; it is run "
+    "one row at a time."
+)
 
 __all__ = ["Importer", "operators"]
 
@@ -36,6 +41,8 @@ class Importer:
         free_batch: make the first axis of every input of any size, also where the file fixes it.
         faithful: keep float16 and training mode as the file has them.
         straight_through: rounding to integers passes gradients on.
+        limits: of the graph.
+        deadline: of the import.
         rows_apart: dynamic quantisation takes its range over each row, rather than the batch.
     """
 
@@ -47,6 +54,8 @@ class Importer:
         faithful: bool,
         straight_through: bool = False,
         rows_apart: bool = True,
+        limits: Limits = LIMITS,
+        deadline: Deadline | None = None,
     ) -> None:
         self.model, self.faithful, self.straight_through = model, faithful, straight_through
         self.header = header(model)
@@ -58,7 +67,8 @@ class Importer:
         self.functions = {(_domain(f.domain), f.name): f for f in model.functions}
         self.layers: dict[str, str] = {}
         self.halves = False
-        self._visited = 0
+        self._visited, self._most_nodes = 0, limits.nodes
+        self.deadline = deadline or Deadline(limits.seconds)
         counts: dict[str, int] = {}
         for node in model.graph.node:
             counts[node.name] = counts.get(node.name, 0) + 1
@@ -93,6 +103,9 @@ class Importer:
             input_names=tuple(info.name for info in self.header.inputs),
             output_names=tuple(item.name for item in graph.output),
             layers={layer: node for layer, node in self.layers.items() if node in alive},
+            notes=[_DECIDES] if self.builder.decides else [],
+            mixes_rows=self.builder.decides,
+            row_by_row=self.builder.decides,
         )
 
     def _inputs(self, graph: GraphProto) -> list[onnx.ValueInfoProto]:
@@ -156,8 +169,11 @@ class Importer:
             raise InvalidModel("model: functions or branches are nested too deeply")
         for node in nodes:
             self._visited += 1
-            if self._visited > MAX_NODES:
-                raise InvalidModel(f"model: the graph expands to more than {MAX_NODES} nodes")
+            if self._visited > self._most_nodes:
+                raise InvalidModel(
+                    f"model: the graph expands to more than {self._most_nodes} nodes"
+                )
+            self.deadline.check()
             inputs = [self._input(frame.values, name) for name in node.input]
             results = self._node(node, inputs, frame)
             follow_rows(node.op_type, inputs, results, frame.builder)

@@ -22,6 +22,7 @@ _QUANTISED = frozenset(
         "QuantizeLinear",
         "QLinearMatMul",
         "MatMulIntegerToFloat",
+        "QAttention",
     }
 )
 _ELEMENTWISE = frozenset({"Mul", "Div", "Cast", "Identity", "Reciprocal"})
@@ -82,7 +83,8 @@ def follow_rows(
     constants = [x for x in others if isinstance(x, Tensor)]
     if len(values) + len(constants) < len(others):
         raise RowByRow
-    if any(not _is_aligned(builder, x, scale, axis) for x in values):
+    scaled = values[:1] if operator == "QAttention" else values  # the others are masks
+    if any(not _is_aligned(builder, x, scale, axis) for x in scaled):
         raise RowByRow
     if operator in _QUANTISED and values:
         return

@@ -1,15 +1,17 @@
-"""onnxruntime as the reference: it runs the original file, without gradients."""
+"""What runs an original file, forward only: onnxruntime, or else the standard's own evaluator."""
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
+from onnx import ModelProto, TensorProto, helper, numpy_helper
 from torch import Tensor
 
 from ...errors import FailedPrecondition, InvalidModel, InvalidRequest
-from .file import check
+from .file import all_nodes, header, load
 
 _DTYPES: dict[str, torch.dtype] = {
     "tensor(float)": torch.float32,
@@ -24,31 +26,28 @@ _DTYPES: dict[str, torch.dtype] = {
     "tensor(bool)": torch.bool,
 }
 _FATAL_ONLY = 4
+_BFLOAT16 = TensorProto.BFLOAT16
+_LARGEST_MESSAGE = 2 * 2**30 - 2**20  # what protobuf takes, less some
+_LARGE_WEIGHT = 2**12
+_LARGEST_REFERENCE = 128 * 2**20
+_MOST_REFERENCE_NODES = 2000
 
 
-class OnnxRuntime:
-    """A session of onnxruntime on the CPU.
+class Runtime(ABC):
+    """Something that runs an ONNX file forward.
 
     Attributes:
         input_names: in the file's order.
         input_shapes: all axes of each input; None where the file leaves a size open.
-        input_dtypes: of each input; float16 inputs are converted on the way in.
+        input_dtypes: of each input; others are converted on the way in.
         output_names: of the outputs that are tensors of numbers or lists of class scores.
     """
 
-    def __init__(self, session: Any) -> None:
-        self._session = session
-        inputs = session.get_inputs()
-        self.input_names: tuple[str, ...] = tuple(item.name for item in inputs)
-        self.input_shapes: tuple[tuple[int | None, ...], ...] = tuple(
-            tuple(axis if isinstance(axis, int) and axis >= 0 else None for axis in item.shape)
-            for item in inputs
-        )
-        self.input_dtypes = tuple(_DTYPES.get(item.type, torch.float32) for item in inputs)
-        outputs = session.get_outputs()
-        self.output_names: tuple[str, ...] = tuple(
-            item.name for item in outputs if item.type in _DTYPES or item.type.startswith("seq(map")
-        )
+    executor: ClassVar[str]
+    input_names: tuple[str, ...]
+    input_shapes: tuple[tuple[int | None, ...], ...]
+    input_dtypes: tuple[torch.dtype, ...]
+    output_names: tuple[str, ...]
 
     @property
     def batch(self) -> int | None:
@@ -62,7 +61,7 @@ class OnnxRuntime:
         filled up with copies of its last row.
 
         Raises:
-            InvalidRequest: onnxruntime refuses the inputs, or fails on them.
+            InvalidRequest: the inputs are refused, or fail.
         """
         if len(inputs) != len(self.input_names):
             raise InvalidRequest.field(
@@ -81,22 +80,75 @@ class OnnxRuntime:
             parts.append([value[: batch - missing] for value in self._run(filled)])
         return [torch.cat(values) for values in zip(*parts, strict=True)]
 
-    def _run(self, inputs: tuple[Tensor, ...] | list[Tensor]) -> list[Tensor]:
+    def _run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         feeds = {
-            name: value.detach().to("cpu", dtype).contiguous().numpy()
+            name: _to_array(value, dtype)
             for name, value, dtype in zip(self.input_names, inputs, self.input_dtypes, strict=True)
         }
         values = _guard(
-            lambda: self._session.run(list(self.output_names), feeds),
-            InvalidRequest("inputs: onnxruntime cannot run the model on inputs of this shape"),
+            lambda: self._outputs(feeds),
+            InvalidRequest(f"inputs: {self.executor} cannot run the model on inputs of this shape"),
         )
         return [_to_tensor(value) for value in values]
 
+    @abstractmethod
+    def _outputs(self, feeds: dict[str, Any]) -> Sequence[Any]:
+        """The outputs for arrays by name."""
+
+
+class OnnxRuntime(Runtime):
+    """A session of onnxruntime on the CPU."""
+
+    executor = "onnxruntime"
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+        inputs = session.get_inputs()
+        self.input_names = tuple(item.name for item in inputs)
+        self.input_shapes = tuple(
+            tuple(axis if isinstance(axis, int) and axis >= 0 else None for axis in item.shape)
+            for item in inputs
+        )
+        self.input_dtypes = tuple(_DTYPES.get(item.type, torch.float32) for item in inputs)
+        outputs = session.get_outputs()
+        self.output_names = tuple(
+            item.name for item in outputs if item.type in _DTYPES or item.type.startswith("seq(map")
+        )
+
+    def _outputs(self, feeds: dict[str, Any]) -> Sequence[Any]:
+        values: Sequence[Any] = self._session.run(list(self.output_names), feeds)
+        return values
+
+
+class Reference(Runtime):
+    """The onnx package's own evaluator: slow, and of every version of the standard."""
+
+    executor = "onnx.reference"
+
+    def __init__(self, model: ModelProto) -> None:
+        from onnx.reference import ReferenceEvaluator
+
+        self._evaluator = ReferenceEvaluator(model)
+        told = header(model)
+        self.input_names = tuple(item.name for item in told.inputs)
+        self.input_shapes = tuple(item.shape or () for item in told.inputs)
+        self.input_dtypes = tuple(item.dtype or torch.float32 for item in told.inputs)
+        self.output_names = tuple(item.name for item in told.outputs if item.dtype is not None)
+
+    def _outputs(self, feeds: dict[str, Any]) -> Sequence[Any]:
+        with np.errstate(all="ignore"):
+            values: Any = self._evaluator.run(list(self.output_names), feeds)
+        return cast(Sequence[Any], values)
+
 
 def runtime(path: Path, *, threads: int = 1) -> OnnxRuntime:
-    """A session for a file, on the CPU.
+    """A session of onnxruntime for a file, on the CPU.
+
+    It is given the file's bytes after they were checked, and those of the files beside it; it
+    opens nothing itself.
 
     Args:
+        path: of the file.
         threads: that one operator may use.
 
     Raises:
@@ -110,17 +162,60 @@ def runtime(path: Path, *, threads: int = 1) -> OnnxRuntime:
             "onnxruntime is not installed; install interpret-server[cpu], or interpret-server[gpu] "
             "on a machine with CUDA"
         ) from error
-    check(path)
+    model = load(path)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = _FATAL_ONLY
-    session = _guard(
-        lambda: onnxruntime.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"]
+    held = _detach_weights(model) if model.ByteSize() > _LARGEST_MESSAGE else {}
+    values = [onnxruntime.OrtValue.ortvalue_from_numpy(value) for value in held.values()]
+    options.add_external_initializers(list(held), values)
+    return cast(
+        OnnxRuntime,
+        _guard(
+            lambda: OnnxRuntime(
+                onnxruntime.InferenceSession(
+                    model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+                )
+            ),
+            InvalidModel("model: onnxruntime cannot load the file"),
         ),
-        InvalidModel("model: onnxruntime cannot load the file"),
     )
-    return OnnxRuntime(session)
+
+
+def reference(path: Path) -> Reference:
+    """The standard's own evaluation of a small file, for those that onnxruntime refuses.
+
+    Raises:
+        InvalidModel: the file is corrupt, too large to be evaluated in this way, or has loops,
+            whose length nobody limits.
+    """
+    model = load(path)
+    nodes = list(all_nodes(model))
+    if (
+        model.ByteSize() > _LARGEST_REFERENCE
+        or len(nodes) > _MOST_REFERENCE_NODES
+        or any(node.op_type in ("Loop", "Scan") for node in nodes)
+    ):
+        raise InvalidModel("model: the file is too large for the reference evaluation")
+    return cast(
+        Reference,
+        _guard(
+            lambda: Reference(model),
+            InvalidModel("model: the reference evaluation does not know the file's operators"),
+        ),
+    )
+
+
+def _detach_weights(model: ModelProto) -> dict[str, Any]:
+    """Take the large weights out of a model that is too large for one message."""
+    held: dict[str, Any] = {}
+    for tensor in model.graph.initializer:
+        if len(tensor.raw_data) > _LARGE_WEIGHT:
+            held[tensor.name] = numpy_helper.to_array(tensor)
+            tensor.ClearField("raw_data")
+            tensor.data_location = TensorProto.EXTERNAL
+            tensor.external_data.add(key="location", value="in memory")
+    return held
 
 
 def _guard(action: Callable[[], Any], failure: InvalidRequest) -> Any:
@@ -130,7 +225,16 @@ def _guard(action: Callable[[], Any], failure: InvalidRequest) -> Any:
         raise failure from error
 
 
+def _to_array(value: Tensor, dtype: torch.dtype) -> Any:
+    value = value.detach().to("cpu", dtype).contiguous()
+    if dtype is torch.bfloat16:
+        return value.view(torch.int16).numpy().view(helper.tensor_dtype_to_np_dtype(_BFLOAT16))
+    return value.numpy()
+
+
 def _to_tensor(value: Any) -> Tensor:
     if isinstance(value, list):
         value = np.array([list(row.values()) for row in value])
+    if value.dtype.name == "bfloat16":
+        return torch.from_numpy(np.array(value.view(np.int16), order="C")).view(torch.bfloat16)
     return torch.from_numpy(np.array(value, order="C"))

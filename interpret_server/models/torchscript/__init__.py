@@ -14,7 +14,9 @@ __all__ = ["ArchiveBody", "Unlowerable", "lower", "open_archive", "training_modu
 _SHOWN = 5  # of the modules in training mode
 
 
-def lower(archive: torch.jit.ScriptModule, examples: Sequence[Tensor]) -> Lowered:
+def lower(
+    archive: torch.jit.ScriptModule, examples: Sequence[Tensor], *, straight_through: bool = False
+) -> Lowered:
     """Turn an archive into a graph that gives the same outputs for any batch size.
 
     Layers are named after modules: `layer1.0.conv1`; a module called again gives
@@ -26,13 +28,17 @@ def lower(archive: torch.jit.ScriptModule, examples: Sequence[Tensor]) -> Lowere
 
     Args:
         archive: in evaluation mode, on the CPU.
-        examples: one tensor per input that has no default, `(N, *shape)`, in the archive's dtype.
+        examples: one tensor per input that has no default, `(N, *shape)`, in the archive's dtype;
+            two rows or more, and sizes above 1 where sizes are free.
+        straight_through: statically quantised arithmetic becomes rounding in floating point, equal
+            to the archive's up to one step, whose gradient is straight-through. Without, and for
+            dynamically quantised layers, such an archive has no graph.
 
     Raises:
         Unlowerable: the code depends on tensor data, keeps state, or uses what has no graph form;
             the message names the operator or construct.
     """
-    lowered = Walker(archive, examples).walk()
+    lowered = Walker(archive, examples, straight_through).walk()
     training = training_modules(archive)
     if training:
         lowered.notes.append(

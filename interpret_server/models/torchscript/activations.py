@@ -1,27 +1,13 @@
 """Operators without weights that become modules: activations, dropout, pooling, flattening."""
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .canonical import Builders, Call, Layer, NotCanonical, expanded
+from .rectifiers import RECTIFIERS
 from .values import DTYPES, Value
 
-PLAIN_LAYERS = Builders()
-
-
-class Clamp(nn.Module):
-    """`torch.clamp` with constant limits; a limit may be absent."""
-
-    def __init__(self, lower: float | None, upper: float | None) -> None:
-        super().__init__()
-        self.lower, self.upper = lower, upper
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.clamp(x, self.lower, self.upper)
-
-    def extra_repr(self) -> str:
-        return f"lower={self.lower}, upper={self.upper}"
-
+PLAIN_LAYERS = Builders(RECTIFIERS)
 
 # Activations: operator -> module from the names of the schema's arguments.
 
@@ -92,20 +78,6 @@ def _rrelu(call: Call) -> Layer:
     if call.static("training"):
         call.recorder.note("rrelu was random in the file; it is served in its inference form")
     return Layer(nn.RReLU(call.static("lower"), call.static("upper")), call.tensor("self"), "rrelu")
-
-
-@PLAIN_LAYERS.register("clamp", "clamp_min", "clamp_max")
-def _clamp(call: Call) -> Layer:
-    source = call.tensor("self")
-    limits = [call.static(name) if name in call.items else None for name in ("min", "max")]
-    if not source.value.is_floating_point() or any(isinstance(x, Tensor) for x in limits):
-        raise NotCanonical
-    if limits[0] == 0:
-        call.recorder.note(
-            "clamp cuts off negative values like a rectifier, but guided backpropagation and "
-            "deconvnet leave its gradient as it is"
-        )
-    return Layer(Clamp(*limits), source, "clamp")
 
 
 @PLAIN_LAYERS.register("softmax", "log_softmax")

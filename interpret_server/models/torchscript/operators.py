@@ -48,6 +48,7 @@ _KINDS = {
     "max_pool2d_with_indices": "max_pool2d",
     "max_pool3d_with_indices": "max_pool3d",
     "mm": "matmul",
+    "fake_quantize_per_tensor_affine": "quantize",
     "special_softmax": "softmax",
     "special_log_softmax": "log_softmax",
 }

@@ -109,6 +109,22 @@ class Part:
         self.module, self.path = module, path
 
 
+class Quantised:
+    """A quantised tensor, by the numbers that it stands for.
+
+    Args:
+        values: floating point, on the grid `scale * (q - zero)`.
+        scale: of one step.
+        zero: the integer that stands for 0.
+        dtype: of the integers.
+    """
+
+    __slots__ = ("dtype", "scale", "values", "zero")
+
+    def __init__(self, values: Any, scale: float, zero: int, dtype: torch.dtype) -> None:
+        self.values, self.scale, self.zero, self.dtype = values, scale, zero, dtype
+
+
 class Instance(dict[str, Any]):
     """An object of a TorchScript class: its attributes by name."""
 
@@ -120,6 +136,8 @@ def leaves(item: Item) -> Iterator[Value]:
     """Every `Value` in an item, depth first."""
     if isinstance(item, Value):
         yield item
+    elif isinstance(item, Quantised):
+        yield from leaves(item.values)
     elif isinstance(item, (list, tuple)):
         for element in item:
             yield from leaves(element)
@@ -140,9 +158,10 @@ def concrete(item: Item) -> Any:
         return [concrete(element) for element in item]
     if isinstance(item, tuple):
         return tuple(concrete(element) for element in item)
-    if isinstance(item, Instance | Part):
-        raise Unlowerable("a module or class object is used as a value")
-    return {key: concrete(element) for key, element in item.items()}
+    if isinstance(item, dict) and not isinstance(item, Instance):
+        return {key: concrete(element) for key, element in item.items()}
+    kind = "a quantised tensor" if isinstance(item, Quantised) else "a module or class object"
+    raise Unlowerable(f"{kind} is used as a value")
 
 
 def lift(value: Any, path: str = "") -> Item:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..lowered import Lowered, Unlowerable
 from .operators import Operators
+from .quantised import Quantiser
 from .recorder import Recorder
 from .repairs import inline_functions
 from .structure import Structure
@@ -21,6 +22,7 @@ IMPORT_SECONDS = 120.0  # that one walk may take
 MOST_STEPS = 400_000  # operations of TorchScript, those on numbers and lists included
 _ITERATIONS = 10_000  # of all loops together, before one is taken to be endless
 
+_SERIALIZED = "code/__torch__"  # code that torch.jit.save wrote
 _LINE = re.compile(r'File "([^"]+)", line (\d+)')
 
 Environment = dict[str, Item]
@@ -32,9 +34,15 @@ class Walker:
     Args:
         archive: in evaluation mode, on the CPU.
         examples: one tensor per input.
+        straight_through: whether quantised arithmetic becomes rounding with a gradient.
     """
 
-    def __init__(self, archive: torch.jit.ScriptModule, examples: Sequence[Tensor]) -> None:
+    def __init__(
+        self,
+        archive: torch.jit.ScriptModule,
+        examples: Sequence[Tensor],
+        straight_through: bool = False,
+    ) -> None:
         self._archive = archive
         self._arguments = archive._c._get_method("forward").schema.arguments[1:]
         for argument in self._arguments[: len(examples)]:
@@ -46,6 +54,7 @@ class Walker:
         self._recorder = Recorder(names[: len(examples)], examples)
         self._structure = Structure(self._recorder)
         self._operators = Operators(self._recorder, self._structure)
+        self._quantiser = Quantiser(self._operators, straight_through)
         self._attributes: dict[tuple[str, str], Item] = {}
         self._written: set[tuple[str, str]] = set()
         self._iterations = 0
@@ -182,6 +191,8 @@ class Walker:
             raise Unlowerable(f"the model takes longer than {IMPORT_SECONDS} s to walk through")
 
     def _operator(self, kind: str, node: torch._C.Node, items: Sequence[Item]) -> Any:
+        if self._quantiser.takes(kind, items):
+            return self._quantiser.run(kind, node.schema(), items)
         result = self._structure.run(kind, items)
         if result is not NotImplemented:
             return result
@@ -254,4 +265,5 @@ def _raises(block: Any) -> bool:
 def _place(node: torch._C.Node) -> str:
     """`model.py, line 12`: where the author wrote a node, if the archive tells."""
     found = _LINE.findall(str(node.sourceRange()))
-    return f"{PurePath(found[0][0]).name}, line {found[0][1]}" if found else ""
+    written = [(path, line) for path, line in found if not path.startswith(_SERIALIZED)]
+    return f"{PurePath(written[0][0]).name}, line {written[0][1]}" if written else ""

@@ -117,8 +117,28 @@ class Bounds(_message.Message):
     upper: float
     def __init__(self, lower: _Optional[float] = ..., upper: _Optional[float] = ...) -> None: ...
 
+class ModelInput(_message.Message):
+    __slots__ = ("name", "kind", "shape", "dtype", "layout", "bounds", "limit", "integers")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    SHAPE_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    LAYOUT_FIELD_NUMBER: _ClassVar[int]
+    BOUNDS_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    INTEGERS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    kind: str
+    shape: _containers.RepeatedScalarFieldContainer[int]
+    dtype: str
+    layout: str
+    bounds: Bounds
+    limit: int
+    integers: bool
+    def __init__(self, name: _Optional[str] = ..., kind: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., dtype: _Optional[str] = ..., layout: _Optional[str] = ..., bounds: _Optional[_Union[Bounds, _Mapping]] = ..., limit: _Optional[int] = ..., integers: bool = ...) -> None: ...
+
 class Model(_message.Message):
-    __slots__ = ("name", "version", "format", "form", "form_reason", "sha256", "size", "device", "precision", "input_name", "output_name", "input_shape", "input_dtype", "input_layout", "bounds", "classes", "labels", "logits_from", "layers", "capabilities", "lacking", "verification", "notes", "manifest_json", "max_batch")
+    __slots__ = ("name", "version", "format", "form", "form_reason", "sha256", "size", "device", "precision", "input_name", "output_name", "input_shape", "input_dtype", "input_layout", "bounds", "classes", "labels", "logits_from", "layers", "capabilities", "lacking", "verification", "notes", "manifest_json", "max_batch", "inputs", "explained_shape")
     class LackingEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -151,6 +171,8 @@ class Model(_message.Message):
     NOTES_FIELD_NUMBER: _ClassVar[int]
     MANIFEST_JSON_FIELD_NUMBER: _ClassVar[int]
     MAX_BATCH_FIELD_NUMBER: _ClassVar[int]
+    INPUTS_FIELD_NUMBER: _ClassVar[int]
+    EXPLAINED_SHAPE_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: str
     format: str
@@ -176,7 +198,9 @@ class Model(_message.Message):
     notes: _containers.RepeatedScalarFieldContainer[str]
     manifest_json: str
     max_batch: int
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., format: _Optional[str] = ..., form: _Optional[str] = ..., form_reason: _Optional[str] = ..., sha256: _Optional[str] = ..., size: _Optional[int] = ..., device: _Optional[str] = ..., precision: _Optional[str] = ..., input_name: _Optional[str] = ..., output_name: _Optional[str] = ..., input_shape: _Optional[_Iterable[int]] = ..., input_dtype: _Optional[str] = ..., input_layout: _Optional[str] = ..., bounds: _Optional[_Union[Bounds, _Mapping]] = ..., classes: _Optional[int] = ..., labels: _Optional[_Iterable[str]] = ..., logits_from: _Optional[str] = ..., layers: _Optional[_Iterable[_Union[Layer, _Mapping]]] = ..., capabilities: _Optional[_Iterable[str]] = ..., lacking: _Optional[_Mapping[str, str]] = ..., verification: _Optional[_Union[Verification, _Mapping]] = ..., notes: _Optional[_Iterable[str]] = ..., manifest_json: _Optional[str] = ..., max_batch: _Optional[int] = ...) -> None: ...
+    inputs: _containers.RepeatedCompositeFieldContainer[ModelInput]
+    explained_shape: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., format: _Optional[str] = ..., form: _Optional[str] = ..., form_reason: _Optional[str] = ..., sha256: _Optional[str] = ..., size: _Optional[int] = ..., device: _Optional[str] = ..., precision: _Optional[str] = ..., input_name: _Optional[str] = ..., output_name: _Optional[str] = ..., input_shape: _Optional[_Iterable[int]] = ..., input_dtype: _Optional[str] = ..., input_layout: _Optional[str] = ..., bounds: _Optional[_Union[Bounds, _Mapping]] = ..., classes: _Optional[int] = ..., labels: _Optional[_Iterable[str]] = ..., logits_from: _Optional[str] = ..., layers: _Optional[_Iterable[_Union[Layer, _Mapping]]] = ..., capabilities: _Optional[_Iterable[str]] = ..., lacking: _Optional[_Mapping[str, str]] = ..., verification: _Optional[_Union[Verification, _Mapping]] = ..., notes: _Optional[_Iterable[str]] = ..., manifest_json: _Optional[str] = ..., max_batch: _Optional[int] = ..., inputs: _Optional[_Iterable[_Union[ModelInput, _Mapping]]] = ..., explained_shape: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class PredictRequest(_message.Message):
     __slots__ = ("model", "inputs")
@@ -207,12 +231,21 @@ class ComputeGradientRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ..., inputs: _Optional[_Union[_types_pb2.Inputs, _Mapping]] = ..., grad_outputs: _Optional[_Union[_types_pb2.Tensor, _Mapping]] = ...) -> None: ...
 
 class ComputeGradientResponse(_message.Message):
-    __slots__ = ("gradient", "logits")
+    __slots__ = ("gradient", "logits", "gradients")
+    class GradientsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: _types_pb2.Tensor
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[_types_pb2.Tensor, _Mapping]] = ...) -> None: ...
     GRADIENT_FIELD_NUMBER: _ClassVar[int]
     LOGITS_FIELD_NUMBER: _ClassVar[int]
+    GRADIENTS_FIELD_NUMBER: _ClassVar[int]
     gradient: _types_pb2.Tensor
     logits: _types_pb2.Tensor
-    def __init__(self, gradient: _Optional[_Union[_types_pb2.Tensor, _Mapping]] = ..., logits: _Optional[_Union[_types_pb2.Tensor, _Mapping]] = ...) -> None: ...
+    gradients: _containers.MessageMap[str, _types_pb2.Tensor]
+    def __init__(self, gradient: _Optional[_Union[_types_pb2.Tensor, _Mapping]] = ..., logits: _Optional[_Union[_types_pb2.Tensor, _Mapping]] = ..., gradients: _Optional[_Mapping[str, _types_pb2.Tensor]] = ...) -> None: ...
 
 class ComputeActivationsRequest(_message.Message):
     __slots__ = ("model", "inputs", "layers")

@@ -48,13 +48,28 @@ class EncodedImages(_message.Message):
     images: _containers.RepeatedScalarFieldContainer[bytes]
     def __init__(self, images: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
+class NamedTensors(_message.Message):
+    __slots__ = ("tensors",)
+    class TensorsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: Tensor
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
+    TENSORS_FIELD_NUMBER: _ClassVar[int]
+    tensors: _containers.MessageMap[str, Tensor]
+    def __init__(self, tensors: _Optional[_Mapping[str, Tensor]] = ...) -> None: ...
+
 class Inputs(_message.Message):
-    __slots__ = ("tensor", "images")
+    __slots__ = ("tensor", "images", "named")
     TENSOR_FIELD_NUMBER: _ClassVar[int]
     IMAGES_FIELD_NUMBER: _ClassVar[int]
+    NAMED_FIELD_NUMBER: _ClassVar[int]
     tensor: Tensor
     images: EncodedImages
-    def __init__(self, tensor: _Optional[_Union[Tensor, _Mapping]] = ..., images: _Optional[_Union[EncodedImages, _Mapping]] = ...) -> None: ...
+    named: NamedTensors
+    def __init__(self, tensor: _Optional[_Union[Tensor, _Mapping]] = ..., images: _Optional[_Union[EncodedImages, _Mapping]] = ..., named: _Optional[_Union[NamedTensors, _Mapping]] = ...) -> None: ...
 
 class Target(_message.Message):
     __slots__ = ("class_index", "neuron", "channel", "whole_layer", "direction", "layer")

@@ -18,6 +18,7 @@ from . import (
     recurrent,
     reduction,
     resize,
+    sequence,
     shape,
 )
 
@@ -39,5 +40,6 @@ __all__ = [
     "recurrent",
     "reduction",
     "resize",
+    "sequence",
     "shape",
 ]

@@ -29,7 +29,7 @@ def branch(call: Call, condition: Value) -> Output:
     if isinstance(condition, Numbers):
         decision = cast(fx.Node, condition.items[0])
         told = _told(decision)
-        if told is not None and not _alike(*bodies):
+        if told is not None and not (_alike(*bodies) and _declared_alike(*graphs)):
             results = call.subgraphs.inline(graphs[not told])
             return [call.function(as_decided, x, decision, told, kind="if") for x in results]
     else:
@@ -55,6 +55,15 @@ def _alike(a: Body, b: Body) -> bool:
         x[0].dim() == y[0].dim()
         for x, y in pairs
         if isinstance(x[0], Tensor) and isinstance(y[0], Tensor)
+    )
+
+
+def _declared_alike(a: GraphProto, b: GraphProto) -> bool:
+    types = [(x.type.tensor_type, y.type.tensor_type) for x, y in zip(a.output, b.output, strict=False)]
+    return all(
+        len(x.shape.dim) == len(y.shape.dim)
+        for x, y in types
+        if x.HasField("shape") and y.HasField("shape")
     )
 
 
@@ -94,8 +103,8 @@ def loop(call: Call, count: Maybe = None, condition: Maybe = None, *carried: Val
             f"model: the loop {call.name!r} runs {total} times; at most {MAX_TRIPS} are accepted"
         )
     limit = total if total is not None else _number(count)
-    if conditional or isinstance(limit, fx.Node) or condition is not None:
-        call.builder.decides |= conditional or not (_on_sizes(count) and _on_sizes(condition))
+    by_data = (isinstance(item, fx.Node) for item in (goes_on, count, condition))
+    call.builder.decides |= any(by_data)
     elements = body.examples[1 + len(carried) :]
     module = Loop(
         body.module,
@@ -121,10 +130,6 @@ def _literal(count: Maybe) -> int | None:
 def _number(value: Maybe) -> Any:
     """What a module is given for a number: a Python one, a node that gives one, or a tensor."""
     return value.items[0] if isinstance(value, Numbers) else value
-
-
-def _on_sizes(value: Maybe) -> bool:
-    return not isinstance(value, fx.Node)
 
 
 def _unrolled(

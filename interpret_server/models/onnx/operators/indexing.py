@@ -1,15 +1,16 @@
 """Operators that pick or place elements."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from ..call import Call
 from ..registry import operator
-from ..values import Maybe, Output, Value
+from ..values import Maybe, Numbers, Output, Value
+from .convolution import frozen
 
 
 def slice_along(
@@ -65,12 +66,32 @@ def take(x: Tensor, index: Tensor, axis: int) -> Tensor:
     return picked.reshape((*x.shape[:axis], *index.shape, *x.shape[axis + 1 :]))
 
 
+def from_start(index: Tensor, length: int) -> Tensor:
+    """Positions of which negative ones count from the end, as ones from the start."""
+    return torch.where(index < 0, index + length, index).to(torch.int64)
+
+
 @operator("Gather")
 def gather(call: Call, x: Value, index: Value) -> Output:
     axis = call.integer("axis")
     if isinstance(index, Tensor) and index.dim() == 0 and isinstance(x, fx.Node):
         return call.function(torch.select, x, axis, int(index), kind="select")
+    if isinstance(index, Numbers) and index.scalar:
+        return call.function(torch.select, x, axis, index.items[0], kind="select")
+    if _is_table(call, x, axis) and isinstance(index, fx.Node):
+        table = cast(Tensor, x)
+        rows, width = table.shape
+        module = nn.Embedding(rows, width, device="meta")
+        module.weight = frozen(table)
+        places = call.function(from_start, index, rows, kind="indices")
+        return call.module(module, places, kind="embedding")
     return call.function(take, x, index, axis)
+
+
+def _is_table(call: Call, x: Value, axis: int) -> bool:
+    """Whether rows are read from a stored table of numbers."""
+    is_matrix = isinstance(x, Tensor) and x.dim() == 2
+    return is_matrix and call.is_float(x) and axis in (0, -2)
 
 
 def take_elements(x: Tensor, index: Tensor, axis: int) -> Tensor:

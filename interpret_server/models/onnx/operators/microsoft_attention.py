@@ -12,6 +12,7 @@ from ..call import Call
 from ..registry import operator
 from ..values import Maybe, Output, Value
 from .activation import softmax
+from .integer_products import matmul_integer_to_float
 from .linear import add, matmul
 from .microsoft import MICROSOFT, plain
 
@@ -122,6 +123,27 @@ def attention(
     if bias is not None:
         packed = add(plain(call, "Add"), packed, bias)
     return _packed_attention(call, packed, mask, past, attention_bias)
+
+
+@operator("QAttention", domain=MICROSOFT)
+def quantised_attention(
+    call: Call,
+    x: Value,
+    weight: Value,
+    bias: Value,
+    x_scale: Value,
+    weight_scale: Value,
+    mask: Maybe = None,
+    x_zero: Maybe = None,
+    weight_zero: Maybe = None,
+    past: Maybe = None,
+) -> Output:
+    if call.integer("do_rotary") or call.integer("past_present_share_buffer"):
+        raise Unlowerable("QAttention with rotary embeddings or a shared buffer")
+    packed = matmul_integer_to_float(
+        call, x, weight, x_scale, weight_scale, x_zero, weight_zero, bias
+    )
+    return _packed_attention(call, packed, mask, past, None)
 
 
 def _packed_attention(

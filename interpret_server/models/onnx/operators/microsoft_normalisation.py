@@ -1,16 +1,17 @@
 """Normalisation layers of com.microsoft, fused with the sum or the embeddings before them."""
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn import functional as F
 
 from ..call import Call
+from ..grid import dequantise
 from ..registry import operator
 from ..values import Maybe, Output, Value
-from .convolution import frozen
-from .indexing import take
+from .indexing import gather
 from .microsoft import MICROSOFT, plain
 from .normalisation import layer_normalization, normalise_scale, rms_normalization
 
@@ -24,7 +25,7 @@ def _normalised(call: Call, x: Value, scale: Value, bias: Maybe) -> Any:
     return y[0] if isinstance(y, list) else y
 
 
-def _summed(call: Call, *terms: Maybe) -> Any:
+def _summed(call: Call, *terms: Any) -> Any:
     total: Any = None
     for term in terms:
         if term is not None:
@@ -63,18 +64,14 @@ def simplified_layer_normalization(call: Call, x: Value, scale: Value) -> Output
     return rms_normalization(call, x, scale)
 
 
-def embedded(call: Call, table: Value, index: Value) -> Any:
+def embedded(call: Call, table: Value, index: Value) -> Output:
     """Rows of a table; of a constant one, an embedding layer."""
-    if not isinstance(table, Tensor) or table.dim() != 2 or isinstance(index, Tensor):
-        return call.function(take, table, index, 0, kind="gather")
-    rows, width = table.shape
-    module = nn.Embedding(rows, width, _weight=frozen(table))
-    return call.module(module, index, kind="embedding")
+    return gather(plain(call, "Gather", axis=0), table, index)
 
 
 def first_rows(table: Tensor, index: Tensor) -> Tensor:
     """As many rows of a table as each row of `index` has entries."""
-    return table[: index.shape[1]]
+    return F.embedding(torch.arange(index.shape[1], device=index.device), table)
 
 
 def ones_counted(mask: Tensor) -> Tensor:
@@ -114,3 +111,16 @@ def embed_layer_normalization(
     else:
         lengths = call.function(ones_counted, mask, kind="reduce_sum")
     return [_normalised(call, total, scale, shift), lengths, total]
+
+
+@operator("QEmbedLayerNormalization", domain=MICROSOFT)
+def quantised_embed_layer_normalization(call: Call, *inputs: Any) -> Output:
+    """Its tables, scale and shift are stored as integers, each with a scale and a zero point."""
+    given: list[Any] = [*inputs, *[None] * (18 - len(inputs))]
+    tables = [
+        None
+        if given[i] is None
+        else call.function(dequantise, given[i], given[i + 6], given[i + 11], 0, 0, None)
+        for i in range(2, 7)
+    ]
+    return embed_layer_normalization(call, *given[:2], *cast(list[Any], tables), given[7])

@@ -1,5 +1,8 @@
 """Quantisation: to integers, and back."""
 
+from dataclasses import replace
+from typing import Any, cast
+
 import torch
 from torch import Tensor, fx
 
@@ -8,6 +11,7 @@ from ..grid import dequantise, dynamic_scale, quantise
 from ..registry import operator
 from ..rows import keep_rows, range_axes
 from ..values import Maybe, Output, Value, dtype_of
+from .indexing import gather, take
 
 _INTEGERS = "integers"
 _DEEPEST = 16
@@ -78,6 +82,10 @@ def quantize_linear(call: Call, x: Value, scale: Value, zero: Maybe = None) -> O
 @operator("DequantizeLinear", domain=MICROSOFT)
 def dequantize_linear(call: Call, x: Value, scale: Value, zero: Maybe = None) -> Output:
     wanted = call.integer("output_dtype")
+    table = None if wanted else _table(call, x)
+    if table is not None and all(_is_number(item) for item in (scale, zero)):
+        numbers = call.function(dequantise, table, scale, zero, 0, 0, None)
+        return gather(replace(call, attributes={}), numbers, cast(Any, x).args[1])
     return call.function(
         dequantise,
         x,
@@ -87,6 +95,21 @@ def dequantize_linear(call: Call, x: Value, scale: Value, zero: Maybe = None) ->
         call.integer("block_size"),
         call.target_dtype(wanted) if wanted else None,
     )
+
+
+def _table(call: Call, x: Value) -> Tensor | None:
+    """The stored matrix of integers that a value's rows are read from."""
+    if not isinstance(x, fx.Node) or x.target is not take or x.args[2] != 0:
+        return None
+    source = x.args[0]
+    if not isinstance(source, fx.Node) or source.op != "get_attr":
+        return None
+    table: Tensor = call.builder.root.get_buffer(str(source.target))
+    return table if table.dim() == 2 else None
+
+
+def _is_number(x: Maybe) -> bool:
+    return x is None or (isinstance(x, Tensor) and x.numel() == 1)
 
 
 def dynamic(call: Call, x: Value) -> tuple[Value, Value, Value]:

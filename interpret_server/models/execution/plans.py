@@ -1,0 +1,190 @@
+"""Which form of a network runs, and when a faster one is made anew."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from enum import StrEnum
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as hooks
+
+from ..batching import InGroups
+from .draft import Draft, Observed, graph_of, observe, writes
+from .folding import fold, is_norm
+from .layout import channels_last
+from .tidying import drop_identities, pool_vectorised, work_in_place
+
+_MOST_PLANS = 32  # sub-graphs kept per model
+_GLOBAL_HOOKS: tuple[Mapping[Any, Any], ...] = (
+    hooks._global_forward_hooks,
+    hooks._global_forward_pre_hooks,
+    hooks._global_backward_hooks,
+    hooks._global_backward_pre_hooks,
+)
+
+
+class Execution(StrEnum):
+    """How much a faster form may differ from the canonical graph.
+
+    EXACT: in no bit. AUTO: batch norm and constant scales are folded into the layer before them,
+    and networks with batch norm run channels-last on the CPU, which rounds differently; a network
+    without them keeps its bits. FAST: every network with two-dimensional convolutions runs
+    channels-last on the CPU too.
+    """
+
+    EXACT = "exact"
+    AUTO = "auto"
+    FAST = "fast"
+
+
+class Plans:
+    """The forms of one network.
+
+    Plans share the network's weights but for those that are folded or laid out anew, of which they
+    hold copies; they are made anew when such a weight is replaced or written to. While anything
+    of the network is hooked, the canonical graph runs. Safe to use from several threads.
+
+    Args:
+        module: the classifier's whole module, whose hooks count.
+        body: the part of it that plans are made of.
+        execution: how much a plan may differ.
+    """
+
+    def __init__(self, module: nn.Module, body: nn.Module, execution: Execution) -> None:
+        self.body, self.execution = body, execution
+        self._graph = graph_of(body)
+        self._lock = threading.RLock()
+        self._hooks = (*_GLOBAL_HOOKS, *chain.from_iterable(map(_hooks, module.modules())))
+        self._observed: dict[str, Observed] | None = None
+        self._channels_last = execution is not Execution.EXACT and self._suits_channels_last()
+        self._output: nn.Module | None = None
+        self._layers: OrderedDict[tuple[bool, tuple[str, ...]], nn.Module] = OrderedDict()
+        self._watched: dict[tuple[int, str], tuple[dict[str, Any], str, Tensor, int]] = {}
+
+    @property
+    def hooked(self) -> bool:
+        """Whether anybody watches or changes what one of the modules computes."""
+        return any(self._hooks)
+
+    def output(self, example: Callable[[], Tensor]) -> nn.Module:
+        """From inputs to what the body gives; not to be used while `hooked`.
+
+        Args:
+            example: gives two rows that the body takes.
+        """
+        form = self._output
+        if form is None or self._stale():
+            with self._lock:
+                self._refresh()
+                form = self._output = self._output or self._make(None, example)
+        return form
+
+    def layers(self, nodes: tuple[str, ...], example: Callable[[], Tensor]) -> nn.Module:
+        """From inputs to the values of some nodes, as a tuple, by no more than they need.
+
+        Args:
+            nodes: by name.
+            example: as in `output`.
+        """
+        key = (self.hooked, nodes)
+        with self._lock:
+            self._refresh()
+            if key not in self._layers:
+                self._layers[key] = self._make(nodes, example)
+                if len(self._layers) > _MOST_PLANS:
+                    self._layers.popitem(last=False)
+            self._layers.move_to_end(key)
+            return self._layers[key]
+
+    def __len__(self) -> int:
+        """How many plans of layers are kept."""
+        return len(self._layers)
+
+    def _make(self, nodes: Sequence[str] | None, example: Callable[[], Tensor]) -> nn.Module:
+        if self._graph is None:
+            return self.body
+        rewritten = not self.hooked and not any(map(writes, self._graph.graph.nodes))
+        draft = Draft.of(self._graph, self._observations(example) if rewritten else {}, nodes)
+        if rewritten:
+            self._rewrite(draft)
+        plan: nn.Module = draft.compile()
+        return InGroups(plan, self.body.size) if isinstance(self.body, InGroups) else plan
+
+    def _rewrite(self, draft: Draft) -> None:
+        drop_identities(draft)
+        if self.execution is not Execution.EXACT:
+            fold(draft)
+        work_in_place(draft)
+        if self._channels_last:
+            channels_last(draft)
+        else:
+            pool_vectorised(draft)
+        for store, name, tensor in _tensors(draft.copied):
+            self._watched[id(store), name] = store, name, tensor, tensor._version
+
+    def _observations(self, example: Callable[[], Tensor]) -> dict[str, Observed]:
+        if self._observed is None:
+            assert self._graph is not None
+            rows = example()
+            if isinstance(self.body, InGroups):
+                rows = rows[torch.arange(self.body.size, device=rows.device) % len(rows)]
+            self._observed = observe(self._graph, rows)
+        return self._observed
+
+    def _suits_channels_last(self) -> bool:
+        if self._graph is None:
+            return False
+        modules = dict(self._graph.named_modules())
+        called = [
+            modules[str(node.target)]
+            for node in self._graph.graph.nodes
+            if node.op == "call_module"
+        ]
+        convolutions = [m for m in called if type(m) in (nn.Conv2d, nn.ConvTranspose2d)]
+        return (
+            bool(convolutions)
+            and all(_is_single_on_cpu(module.weight) for module in convolutions)
+            and (self.execution is Execution.FAST or any(map(is_norm, called)))
+        )
+
+    def _stale(self) -> bool:
+        return any(
+            store.get(name) is not tensor or tensor._version != version
+            for store, name, tensor, version in self._watched.values()
+        )
+
+    def _refresh(self) -> None:
+        if self._stale():
+            self._watched.clear()
+            self._layers.clear()
+            self._output = None
+
+
+def _hooks(module: nn.Module) -> tuple[Mapping[Any, Any], ...]:
+    return (
+        module._forward_hooks,
+        module._forward_pre_hooks,
+        module._backward_hooks,
+        module._backward_pre_hooks,
+    )
+
+
+def _tensors(
+    copied: Sequence[nn.Module | Tensor],
+) -> Iterator[tuple[dict[str, Any], str, Tensor]]:
+    """Where tensors are kept, their names, and the tensors."""
+    for item in copied:
+        if isinstance(item, Tensor):
+            yield {"": item}, "", item
+            continue
+        for store in (item._parameters, item._buffers):
+            for name, tensor in store.items():
+                if tensor is not None:
+                    yield store, name, tensor
+
+
+def _is_single_on_cpu(weight: Any) -> bool:
+    return bool(weight.dtype is torch.float32 and weight.device.type == "cpu")
