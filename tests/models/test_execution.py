@@ -1,93 +1,416 @@
-"""The faster form of a graph gives the canonical graph's bits."""
+"""Plans give the canonical graph's values and gradients: its bits, or as near to exact ones."""
+
+import copy
+import threading
+from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from interpret_server.models import execution
 from interpret_server.models.classifier import Classifier
+from interpret_server.models.execution import Execution, pooling
+from interpret_server.models.execution.draft import Draft, observe
+from interpret_server.models.execution.folding import fold
 from interpret_server.models.relu_rules import ReluRule, relu_rule
 from interpret_server.plugin import Targets
 from interpret_server.testing import classifier
 
+SHAPE = (3, 33, 31)
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+
 
 class Net(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, norm: Callable[[int], nn.Module] = nn.BatchNorm2d) -> None:
         super().__init__()
         self.first = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.MaxPool2d(3, 2, 1))
-        self.second = nn.Conv2d(8, 8, 3, padding=1)
-        self.norm = nn.BatchNorm2d(8)
+        self.second = nn.Conv2d(8, 8, 3, padding=1, bias=False)
+        self.norm = norm(8)
         self.relu = nn.ReLU()
+        self.third = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, groups=2), norm(8), nn.ReLU6())
         self.sum = nn.ReLU()
+        self.drop = nn.Dropout()
         self.pool = nn.MaxPool2d((3, 2), stride=2, ceil_mode=True, dilation=(1, 2))
         self.head = nn.Linear(8, 5)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.first(x)
-        y = self.second(x)
-        y = self.relu(self.norm(y)) + y  # the convolution's output has two readers
-        return self.head(self.pool(self.sum(x + y)).mean((2, 3)))
+        y = self.relu(self.norm(self.second(x)))
+        y = self.third(y) + x
+        return self.head(self.pool(self.drop(self.sum(x + y))).mean((2, 3)))
 
 
-@pytest.fixture(params=[torch.float32, torch.float64], ids=str)
-def net(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Classifier:
-    monkeypatch.setattr(execution, "_VECTORISED_VALUES", 0)
+def settled(module: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """The module with batch norm statistics and weights that matter."""
+    for norm in module.modules():
+        if isinstance(norm, nn.modules.batchnorm._BatchNorm):
+            if norm.running_var is not None:
+                norm.running_var.uniform_(0.5, 2)
+                norm.running_mean.normal_()
+            if norm.affine:
+                nn.init.uniform_(norm.weight, -1, 1)
+                nn.init.normal_(norm.bias)
+    return module.to(dtype).eval()
+
+
+def served(how: Execution, dtype: torch.dtype = torch.float32, norm=nn.BatchNorm2d) -> Classifier:
     torch.manual_seed(3)
-    module = Net().to(request.param)
-    module.norm.running_var.uniform_(0.5, 2)
-    return classifier(module, (3, 33, 31), bounds=(0, 1))
+    model = classifier(settled(Net(norm), dtype), SHAPE, bounds=(0, 1))
+    model.execution = how
+    return model
 
 
-@pytest.mark.parametrize("rule", list(ReluRule))
-def test_values_and_gradients_are_those_of_the_canonical_module(
-    net: Classifier, rule: ReluRule
-) -> None:
-    x = torch.rand(4, 3, 33, 31, dtype=net.dtype)
-    targets = Targets.classes(torch.tensor([0, 1, 2, 4]))
+def distance(ours: Tensor, theirs: Tensor) -> float:
+    """The largest difference over the largest value."""
+    ours, theirs = ours.detach().double(), theirs.detach().double()
+    return float((ours - theirs).abs().max() / theirs.abs().max())
+
+
+def gradient(module: Callable[[Tensor], Tensor], x: Tensor, rule: ReluRule) -> Tensor:
     leaf = x.clone().requires_grad_()
-    logits = net.module(leaf)
+    values = module(leaf)
     with relu_rule(rule):
-        (expected,) = torch.autograd.grad(targets.select(logits).sum(), leaf)
+        return torch.autograd.grad(values[:, 1].sum(), leaf)[0]
+
+
+@pytest.fixture(autouse=True)
+def small_batches_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pooling, "_VECTORISED_VALUES", 0)
+
+
+@DTYPES
+@pytest.mark.parametrize("rule", list(ReluRule))
+@pytest.mark.parametrize(
+    ("how", "norm"),
+    [(Execution.EXACT, nn.BatchNorm2d), (Execution.AUTO, lambda _: nn.Identity())],
+    ids=["exact", "without norm"],
+)
+def test_bits_are_those_of_the_canonical_module(
+    how: Execution, norm: Callable[[int], nn.Module], rule: ReluRule, dtype: torch.dtype
+) -> None:
+    net = served(how, dtype, norm)
+    x = torch.rand(4, *SHAPE, dtype=dtype)
+    expected = gradient(net.module, x, rule)
     for _ in range(3):
-        found = net.gradient(x, targets, rule)
-        assert torch.equal(net(x), logits)
+        assert torch.equal(net(x), net.module(x))
+        found = net.gradient(x, Targets.classes(torch.ones(4, dtype=torch.int64)), rule)
         assert torch.equal(found.inputs, expected)
 
 
-def test_something_is_replaced(net: Classifier) -> None:
-    plan = execution.fast_form(net.module.body)
-    assert isinstance(plan, torch.fx.GraphModule)
-    targets = [getattr(node.target, "__name__", "") for node in plan.graph.nodes]
-    assert targets.count("relu_") == 3
-    assert targets.count("max_pool2d") == 2
+@pytest.mark.parametrize("rule", list(ReluRule))
+@pytest.mark.parametrize("how", [Execution.AUTO, Execution.FAST])
+def test_a_folded_network_is_the_same_in_float64(how: Execution, rule: ReluRule) -> None:
+    net = served(how, torch.float64)
+    x = torch.rand(4, *SHAPE, dtype=torch.float64)
+    assert distance(net(x), net.module(x)) < 1e-12
+    assert distance(gradient(net, x, rule), gradient(net.module, x, rule)) < 1e-12
+
+
+@pytest.mark.parametrize("rule", list(ReluRule))
+@pytest.mark.parametrize("how", list(Execution))
+def test_plans_are_as_near_to_exact_gradients_as_the_canonical_module(
+    how: Execution, rule: ReluRule
+) -> None:
+    net = served(how)
+    exact = copy.deepcopy(net.module).double()
+    x = torch.rand(32, *SHAPE)
+    truth = gradient(exact, x.double(), rule)
+    noise = distance(gradient(net.module, x, rule), truth)
+    for _ in range(2):
+        found = gradient(net, x, rule)
+        assert distance(found, truth) <= max(1e-5, 4 * noise)
+        assert found.is_contiguous()
+        with torch.no_grad():
+            assert distance(net(x), exact(x.double())) < 1e-6
+
+
+@pytest.mark.parametrize("how", list(Execution))
+def test_every_layer_is_read_and_differentiated(how: Execution) -> None:
+    net = served(how)
+    x = torch.rand(2, *SHAPE, requires_grad=True)
+    hooked: dict[str, Tensor] = {}
+    handles = [
+        module.register_forward_hook(
+            lambda module, inputs, values, name=name: hooked.update({name: values})
+        )
+        for name, module in net.module.body.named_modules()
+        if not list(module.children())
+    ]
+    net.module(x)
+    for handle in handles:
+        handle.remove()
+    for name, expected in hooked.items():
+        (found,) = net.activations(x, [name])
+        assert distance(found, expected) < 1e-5, name
+        assert found.is_contiguous()
+        weight = torch.randn_like(expected)
+        ours, theirs = (
+            torch.autograd.grad((value * weight).sum(), x, retain_graph=True)[0]
+            for value in (found, expected)
+        )
+        assert distance(ours, theirs) < 1e-5, name
+    names = list(hooked)
+    for name, value in zip(names, net.activations(x, names), strict=True):
+        assert distance(value, hooked[name]) < 1e-5, name
+
+
+@pytest.mark.parametrize("how", list(Execution))
+def test_a_later_layer_is_differentiated_by_an_earlier_one(how: Execution) -> None:
+    net = served(how)
+    x = torch.rand(2, *SHAPE, requires_grad=True)
+    early, late = net.activations(x, ["second", "head"])
+    (found,) = torch.autograd.grad(late[:, 0].sum(), early)
+    exact = served(Execution.EXACT)
+    early, late = exact.activations(x, ["second", "head"])
+    (expected,) = torch.autograd.grad(late[:, 0].sum(), early)
+    assert distance(found, expected) < 1e-5
+    assert found.is_contiguous()
+
+
+def test_something_is_replaced() -> None:
+    def functions(how: Execution) -> list[str]:
+        net = served(how)
+        plan = net._plans.output(net._example)
+        assert isinstance(plan, fx.GraphModule)
+        return [getattr(n.target, "__name__", "") for n in plan.graph.nodes if n.op[:6] == "call_f"]
+
+    exact, auto = functions(Execution.EXACT), functions(Execution.AUTO)
+    assert exact.count("max_pool2d") == 2
+    assert exact.count("relu_") == 3
+    assert exact.count("hardtanh_") == 1
+    assert auto.count("max_pool2d") == 0
+    assert auto.count("enter") == 1
+
+
+def test_only_networks_with_batch_norm_run_channels_last_by_themselves() -> None:
+    def convolved(how: Execution, norm: Callable[[int], nn.Module]) -> bool:
+        net = served(how, torch.float32, norm)
+        plan = net._plans.output(net._example)
+        weights = [m.weight for m in plan.modules() if isinstance(m, nn.Conv2d)]
+        assert weights
+        return all(w.is_contiguous(memory_format=torch.channels_last) for w in weights)
+
+    bare: Callable[[int], nn.Module] = lambda _: nn.Identity()  # noqa: E731
+    assert convolved(Execution.AUTO, nn.BatchNorm2d)
+    assert not convolved(Execution.AUTO, bare)
+    assert convolved(Execution.FAST, bare)
+    assert not convolved(Execution.EXACT, nn.BatchNorm2d)
+
+
+# Folding
+
+
+class Constant(nn.Module):
+    """A layer, then arithmetic with constants."""
+
+    def __init__(self, layer: nn.Module, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.layer = layer
+        for name in ("a", "b", "c", "d"):
+            self.register_buffer(name, torch.rand(shape) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c - 3 * ((self.layer(x) * self.a + self.b) / self.d - 2)
+
+
+FOLDED = {
+    "conv1d": (lambda: nn.Sequential(nn.Conv1d(4, 6, 3), nn.BatchNorm1d(6)), (4, 9), 1),
+    "conv2d": (lambda: nn.Sequential(nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6)), (4, 9, 8), 1),
+    "conv3d": (lambda: nn.Sequential(nn.Conv3d(2, 6, 3), nn.BatchNorm3d(6)), (2, 5, 6, 7), 1),
+    "depthwise": (
+        lambda: nn.Sequential(nn.Conv2d(4, 8, 3, groups=4, bias=False), nn.BatchNorm2d(8)),
+        (4, 9, 8),
+        1,
+    ),
+    "reflected": (
+        lambda: nn.Sequential(
+            nn.Conv2d(4, 6, 3, padding=1, padding_mode="reflect"), nn.BatchNorm2d(6)
+        ),
+        (4, 9, 8),
+        1,
+    ),
+    "transposed": (
+        lambda: nn.Sequential(
+            nn.ConvTranspose2d(4, 6, 3, 2, 1, 1, groups=2), nn.BatchNorm2d(6, affine=False)
+        ),
+        (4, 5, 6),
+        1,
+    ),
+    "transposed1d": (
+        lambda: nn.Sequential(nn.ConvTranspose1d(4, 6, 3, bias=False), nn.BatchNorm1d(6)),
+        (4, 5),
+        1,
+    ),
+    "linear": (lambda: nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6)), (4,), 1),
+    "constants": (lambda: Constant(nn.Conv2d(4, 6, 3), (6, 1, 1)), (4, 9, 8), 6),
+    "constants of a linear layer": (lambda: Constant(nn.Linear(4, 6, False), (6,)), (5, 4), 6),
+    "numbers": (lambda: Constant(nn.Conv1d(4, 6, 1), ()), (4, 7), 6),
+}
+KEPT = {
+    "the rows of a series are normalised": (
+        lambda: nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6)),
+        (6, 4),
+    ),
+    "along another axis": (lambda: Constant(nn.Conv2d(4, 6, 3), (6,)), (4, 9, 8)),
+    "an activation between": (
+        lambda: nn.Sequential(nn.Conv2d(4, 6, 3), nn.ReLU(), nn.BatchNorm2d(6)),
+        (4, 9, 8),
+    ),
+    "no statistics": (
+        lambda: nn.Sequential(nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6, track_running_stats=False)),
+        (4, 9, 8),
+    ),
+    "a scale beyond float32": (
+        lambda: nn.Sequential(nn.Conv2d(4, 6, 3), Scaled(1e30), Scaled(1e30)),
+        (4, 9, 8),
+    ),
+}
+
+
+class Scaled(nn.Module):
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.factor
+
+
+def draft_of(module: nn.Module, shape: tuple[int, ...]) -> tuple[fx.GraphModule, Draft, Tensor]:
+    dtype = next(module.parameters()).dtype
+    graph = fx.symbolic_trace(settled(module, dtype)).requires_grad_(False)
+    x = torch.rand(2, *shape, dtype=dtype)
+    return graph, Draft.of(graph, observe(graph, x)), x
+
+
+@pytest.mark.parametrize("name", FOLDED)
+def test_what_follows_a_layer_is_folded_into_it(name: str) -> None:
+    build, shape, count = FOLDED[name]
+    torch.manual_seed(0)
+    graph, draft, x = draft_of(build().double(), shape)
+    state = {key: value.clone() for key, value in graph.state_dict().items()}
+    assert fold(draft) == count
+    assert [node.op for node in draft.graph.nodes] == ["placeholder", "call_module", "output"]
+    assert distance(draft.compile()(x), graph(x)) < 1e-14
+    assert all(torch.equal(value, state[key]) for key, value in graph.state_dict().items())
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_what_cannot_be_folded_stays(name: str) -> None:
+    build, shape = KEPT[name]
+    torch.manual_seed(0)
+    graph, draft, x = draft_of(build(), shape)
+    fold(draft)
+    plan = draft.compile()
+    assert torch.allclose(plan(x), graph(x), equal_nan=True)
+    if name != "along another axis":
+        assert len(draft.graph.nodes) >= 4
+
+
+def test_a_layer_read_elsewhere_is_not_folded() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.conv(x)
+            return y + self.norm(y)
+
+    graph, draft, x = draft_of(Twice().double(), (3, 8, 8))
+    assert fold(draft) == 0
+    assert torch.equal(draft.compile()(x), graph(x))
+
+
+# When plans are used, and when they are made anew
 
 
 def test_ties_and_borders_pool_as_they_do_in_torch() -> None:
     pool = nn.MaxPool2d(3, 2, 1, ceil_mode=True)
     x = torch.randint(0, 2, (2, 16, 64, 64)).float().requires_grad_()
-    ours, theirs = execution.max_pool2d(x, pool), pool(x)
+    ours, theirs = execution.max_pool2d(x, *pooling.settings(pool)), pool(x)
     assert torch.equal(ours, theirs)
     weight = torch.rand_like(theirs)
     found, expected = (torch.autograd.grad(y, x, weight)[0] for y in (ours, theirs))
     assert torch.equal(found, expected)
 
 
-@pytest.mark.parametrize("place", ["body.first.1", "body.pool", "body", ""])
-def test_a_hook_on_any_module_sees_its_values(net: Classifier, place: str) -> None:
+@pytest.mark.parametrize("place", ["body.first.1", "body.pool", "body.norm", "body", ""])
+def test_a_hook_on_any_module_sees_its_values(place: str) -> None:
+    net = served(Execution.AUTO)
+    x = torch.rand(1, *SHAPE)
+    before = net(x)
     seen: list[Tensor] = []
     module = net.module.get_submodule(place)
     handle = module.register_forward_hook(lambda module, inputs, values: seen.append(values))
-    x = torch.rand(1, 3, 33, 31, dtype=net.dtype)
     hooked = net(x)
     handle.remove()
     assert len(seen) == 1
-    assert torch.equal(hooked, net(x))
+    assert torch.equal(hooked, net.module(x))
+    assert torch.equal(net(x), before)
     assert len(seen) == 1
 
 
-def test_a_body_put_in_place_of_the_old_one_is_used(net: Classifier) -> None:
-    x = torch.rand(2, 3, 33, 31, dtype=net.dtype)
+def test_a_hook_changes_layers_too() -> None:
+    net = served(Execution.AUTO)
+    x = torch.rand(1, *SHAPE)
+    handle = net.module.body.norm.register_forward_hook(lambda module, inputs, values: values * 0)
+    changed = net.activations(x, ["relu"])[0]
+    handle.remove()
+    assert not changed.any()
+    assert net.activations(x, ["relu"])[0].any()
+
+
+def test_a_body_put_in_place_of_the_old_one_is_used() -> None:
+    net = served(Execution.EXACT)
+    x = torch.rand(2, *SHAPE)
     before = net(x)
-    net.module.body = nn.Sequential(net.module.body, nn.Linear(5, 5, bias=False).to(net.dtype))
+    net.module.body = nn.Sequential(net.module.body, nn.Linear(5, 5, bias=False))
     assert torch.equal(net(x), net.module(x))
     assert not torch.equal(net(x), before)
+
+
+CHANGES: dict[str, Callable[[nn.Module], object]] = {
+    "statistics": lambda body: body.norm.running_mean.add_(1.0),
+    "a folded weight": lambda body: body.second.weight.mul_(0.5),
+    "another parameter": lambda body: setattr(body.norm, "weight", nn.Parameter(torch.ones(8))),
+    "a weight in another layout": lambda body: body.first.get_submodule("0").weight.mul_(-1),
+    "a shared weight": lambda body: body.first.get_submodule("0").bias.add_(1.0),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("how", list(Execution))
+def test_changed_weights_take_effect(how: Execution, change: str) -> None:
+    net = served(how)
+    x = torch.rand(2, *SHAPE)
+    with torch.no_grad():
+        before, layer = net(x), net.activations(x, ["sum"])[0]
+        CHANGES[change](net.module.body)
+        assert distance(net(x), net.module(x)) < 1e-5
+        assert not torch.equal(net(x), before)
+        assert not torch.equal(net.activations(x, ["sum"])[0], layer)
+
+
+def test_threads_share_plans() -> None:
+    net = served(Execution.AUTO)
+    x = torch.rand(8, 2, *SHAPE)
+    expected = [gradient(served(Execution.AUTO), rows, ReluRule.PLAIN) for rows in x]
+    found: list[Tensor | None] = [None] * len(x)
+    barrier = threading.Barrier(len(x))
+
+    def work(index: int) -> None:
+        barrier.wait()
+        for layer in list(net.layers)[index::3]:
+            net.activations(x[index], [layer])
+        found[index] = gradient(net, x[index], ReluRule.PLAIN)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(x))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours is not None
+        assert torch.equal(ours, theirs)
