@@ -1,0 +1,1 @@
+"""Small architectures from code, exported in every way, against the eager modules."""
