@@ -59,7 +59,9 @@ def _alike(a: Body, b: Body) -> bool:
 
 
 def _declared_alike(a: GraphProto, b: GraphProto) -> bool:
-    types = [(x.type.tensor_type, y.type.tensor_type) for x, y in zip(a.output, b.output, strict=False)]
+    types = [
+        (x.type.tensor_type, y.type.tensor_type) for x, y in zip(a.output, b.output, strict=False)
+    ]
     return all(
         len(x.shape.dim) == len(y.shape.dim)
         for x, y in types
