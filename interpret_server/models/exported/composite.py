@@ -144,13 +144,16 @@ def _clamp(walker: "Walker", arguments: Arguments) -> Item:
     value = arguments["self"]
     limits = [arguments[name] for name in ("min", "max")]
     made = walker.made_by(value)
-    if [limit.value for limit in limits] != [0, 6] or made is None or made[0] != "add":
+    if made is None or made[0] != "add" or any(limit.is_tensor for limit in limits):
         return NotImplemented
-    if made[1][1].value != 3:
+    shift = made[1][1]
+    if limits[0].value != 0 or limits[1].value not in (None, 6) or shift.is_tensor:
         return NotImplemented
-    with torch.no_grad():
-        result = value.value.clamp(0, 6)
+    if shift.value != 3:
+        return NotImplemented
     items = [value, *limits]
+    with torch.no_grad():
+        result = torch.clamp(*(item.value for item in items))
     return walker.recorder.function(
         _aten.clamp.default, items, {}, result, value.origin, kind="clamp"
     )

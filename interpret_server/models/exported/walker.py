@@ -164,6 +164,8 @@ class Walker:
     @staticmethod
     def lift(constant: Any) -> Item:
         """An item of a plain constant; data types are numbers, as in TorchScript."""
+        if isinstance(constant, Value):
+            return constant
         if isinstance(constant, (list, tuple)):
             return [Walker.lift(element) for element in constant]
         if isinstance(constant, torch.dtype):
@@ -241,7 +243,5 @@ class Walker:
 
     def call(self, target: Any, *items: Item) -> Item:
         """Call an operator of PyTorch on items or plain constants; the rest are its defaults."""
-        given = [
-            item if isinstance(item, (Value, list, tuple)) else self.lift(item) for item in items
-        ]
+        given = [self.lift(item) for item in items]
         return self.operators.run(target._schema, self._complete(target._schema, given, {}))
