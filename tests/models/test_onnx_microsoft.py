@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
+from onnx_networks import TEXT, Encoder, embedding_gradient, export, optimise, texts
 from onnx_node import Node
 
 from interpret_server.models.lowered import Unlowerable
@@ -260,3 +262,25 @@ def test_unsupported_form_is_named(node, told, path):
     node.write(path)
     with pytest.raises(Unlowerable, match=told):
         import_model(path)
+
+
+@pytest.mark.parametrize("multi_head", [False, True])
+def test_optimised_encoder_is_the_same_network(multi_head, path):
+    torch.manual_seed(0)
+    network, inputs = Encoder().eval(), texts()
+    export(network, inputs, path, TEXT)
+    plain = import_model(path).graph
+    optimise(path, multi_head=multi_head)
+    operators = {node.op_type for node in onnx.load(path).graph.node}
+    assert operators >= {"EmbedLayerNormalization", "SkipLayerNormalization", "BiasGelu"}
+    assert ("MultiHeadAttention" if multi_head else "Attention") in operators
+    session = runtime(path)
+    fed = [dict(zip(TEXT, inputs, strict=True))[name] for name in session.input_names]
+    graph = import_model(path).graph
+    torch.testing.assert_close(graph(*fed), session.run(*fed)[0], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        embedding_gradient(graph, fed), embedding_gradient(plain, inputs), rtol=1e-5, atol=1e-6
+    )
+    kinds = [node.meta["kind"] for node in graph.graph.nodes if node.op == "call_module"]
+    counts = {kind: kinds.count(kind) for kind in ("embedding", "layer_norm", "gelu", "softmax")}
+    assert counts == {"embedding": 2, "layer_norm": 5, "gelu": 2, "softmax": 2}

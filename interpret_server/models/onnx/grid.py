@@ -73,7 +73,7 @@ def onto_grid(values: Tensor, zero: Tensor | None, grid: torch.dtype, form: str)
         clipped, offset = values.clamp(lower, upper), None
     else:
         offset = zero.to(values.dtype)
-        clipped = torch.minimum(torch.maximum(values, lower - offset), upper - offset)
+        clipped = torch.clamp(values, lower - offset, upper - offset)
     nearest = clipped.to(grid).to(clipped.dtype) if grid.is_floating_point else clipped.round()
     if form == "straight_through":
         nearest = clipped + (nearest - clipped).detach()

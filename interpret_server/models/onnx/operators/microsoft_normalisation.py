@@ -1,7 +1,7 @@
 """Normalisation layers of com.microsoft, fused with the sum or the embeddings before them."""
 
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -123,4 +123,5 @@ def quantised_embed_layer_normalization(call: Call, *inputs: Any) -> Output:
         else call.function(dequantise, given[i], given[i + 6], given[i + 11], 0, 0, None)
         for i in range(2, 7)
     ]
-    return embed_layer_normalization(call, *given[:2], *cast(list[Any], tables), given[7])
+    whole: list[Any] = [*given[:2], *tables, given[7]]
+    return embed_layer_normalization(call, *whole)
