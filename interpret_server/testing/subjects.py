@@ -33,7 +33,7 @@ def _layers(*modules: nn.Module) -> nn.Sequential:
 def subjects() -> tuple[Classifier, ...]:
     """Small classifiers, the same every time: images of three and of one channel, flat, signals.
 
-    They differ in bounds and in floating-point type too.
+    They differ in bounds and in floating-point type too, and one takes images of any size.
     """
     with torch.random.fork_rng(devices=[]):
         colour = _layers(
@@ -50,11 +50,21 @@ def subjects() -> tuple[Classifier, ...]:
         signal = _layers(
             nn.Conv1d(2, 5, 3), nn.ReLU(), nn.AvgPool1d(2), nn.Flatten(), nn.Linear(35, CLASSES)
         ).double()
+        pooled = _layers(
+            nn.Conv2d(3, 6, 3),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(6, CLASSES),
+        ).double()
+    free = classifier(pooled, (3, 8, 8), name="images_of_any_size", input_layout="CHW")
+    free.input_sizes = (3, None, None)
     return (
         classifier(colour, (3, 8, 8), name="colour_images", input_layout="CHW"),
         classifier(grey, (1, 6, 6), bounds=(-1, 1), name="grey_images", input_layout="CHW"),
         classifier(flat, (12,), bounds=(-3, 5), name="flat_inputs"),
         classifier(signal, (2, 16), bounds=(0, 4), name="signals", input_layout="CL"),
+        free,
     )
 
 
@@ -79,6 +89,7 @@ class Bare(Classifier):
             input_layout=whole.input_layout,
             dtype=whole.dtype,
             device=whole.device,
+            input_sizes=whole.input_sizes,
         )
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -125,9 +136,16 @@ def targets_to_try(kind: TargetKind, model: Classifier, rows: int) -> list[Targe
 
 
 def inputs_of(model: Classifier, rows: int, stream: int = 0) -> Tensor:
-    """Uniform inputs within the bounds; within 0 and 1 where the model states none."""
+    """Uniform inputs within the bounds; within 0 and 1 where the model states none.
+
+    Free sizes are larger than those of the model's example.
+    """
     lower, upper = model.bounds if Capability.BOUNDS in model.capabilities else (0.0, 1.0)
-    share = torch.rand(rows, *model.input_shape, generator=generator(22, stream))
+    sizes = zip(model.input_shape, model.input_sizes, strict=True)
+    shape = (
+        size if known is not None else size + 1 + axis for axis, (size, known) in enumerate(sizes)
+    )
+    share = torch.rand(rows, *shape, generator=generator(22, stream))
     return (lower + share * (upper - lower)).to(model.dtype)
 
 
