@@ -22,6 +22,7 @@ from onnx import (
 from ...errors import InvalidModel
 from .external import read_external
 from .limits import LIMITS, Limits, exceeds
+from .order import sort_nodes
 from .registry import find
 from .values import DTYPES
 
@@ -119,6 +120,7 @@ def load(path: Path, limits: Limits = LIMITS) -> ModelProto:
     read_external(_tensors(model), path.parent, limits)
     for tensor in _tensors(model):
         _check_size(tensor)
+    sort_nodes(model.graph)
     _check_standard(model)
     return model
 
