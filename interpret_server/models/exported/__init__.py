@@ -1,7 +1,9 @@
 """torch.export files: opened safely, lowered to FX graphs, or run as they are."""
 
-from .lowering import example_inputs, fixed_batch, lower
-from .program import ProgramBody, inputs, open_program, original, output_names
+from .body import ProgramBody, original
+from .lowering import lower
+from .program import open_program
+from .signature import example_inputs, fixed_batch, inputs, output_names
 
 __all__ = [
     "ProgramBody",

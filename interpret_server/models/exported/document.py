@@ -19,11 +19,11 @@ from torch._export.serde import schema
 from torch._export.serde.union import _Union
 
 from ...errors import InvalidModel, ModelRejected
-from .expressions import expression, symbol
+from .expressions import expression, limited
 from .structure import treespec
 from .targets import target
 
-_DEPTH, _VALUES, _EXPRESSIONS, _TEXT = 64, 20_000_000, 200_000, 10_000
+_DEPTH, _VALUES, _EXPRESSIONS, _TEXT = 64, 20_000_000, 500, 10_000
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,500}", re.ASCII)
 _PATH = re.compile(r"[A-Za-z0-9_.:/@+ -]{1,1000}", re.ASCII)
 _RECORD = re.compile(r"[A-Za-z0-9_]{1,100}", re.ASCII)
@@ -85,7 +85,7 @@ _STRINGS: dict[tuple[str, str], Check] = {
     ("ModuleCallSignature", "forward_arg_names"): _name,
     ("ModuleCallEntry", "fqn"): lambda text: text and path(text),
     ("NamedTupleDef", "field_names"): _name,
-    ("ExportedProgram", "range_constraints"): symbol,
+    ("ExportedProgram", "range_constraints"): limited,
     ("ExportedProgram", "opset_version"): _name,
     ("ExportedProgram", "verifiers"): _name,
     ("PayloadMeta", "path_name"): record,

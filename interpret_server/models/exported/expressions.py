@@ -15,7 +15,7 @@ def words(text: str) -> frozenset[str]:
 
 
 _SYMBOL = re.compile(r"(s|u|zf|zuf|ps)[0-9]{1,5}", re.ASCII)
-_LENGTH, _NODES, _LARGEST, _EXPONENTS = 4000, 400, 1 << 63, range(-4, 9)
+_LENGTH, _NODES, _LARGEST, _EXPONENTS = 1000, 80, 1 << 63, range(-4, 9)
 _FUNCTIONS = words(
     "Add Mul Max Min Mod PythonMod FloorDiv CleanDiv CeilDiv ModularIndexing FloorToInt "
     "CeilToInt TruncToInt TruncToFloat RoundToInt ToFloat IntTrueDiv FloatTrueDiv Identity "
@@ -43,6 +43,19 @@ def symbol(name: str) -> str:
     if not _SYMBOL.fullmatch(name):
         raise ModelRejected(f"the file names a size {name[:40]!r}, which is not served")
     return name
+
+
+def limited(text: str) -> str:
+    """The name of a size that a file sets limits to: a symbol, or an expression of some.
+
+    Raises:
+        InvalidModel, ModelRejected: as `expression`.
+    """
+    if not _SYMBOL.fullmatch(text):
+        expression(text)
+        if text.startswith(("u", "zuf")):  # torch takes what follows for a number
+            return symbol(text)
+    return text
 
 
 def expression(text: str) -> str:

@@ -1,19 +1,14 @@
 """A program as a graph in canonical form."""
 
 from collections.abc import Sequence
-from typing import Any
 
-import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from ...errors import ModelRejected
 from ..lowered import Lowered, Unlowerable
 from .batch import free_batch
-from .program import user_inputs
+from .signature import example_inputs, fixed_batch
 from .walker import Walker
-
-_ELEMENTS, _ROWS = 1 << 28, 2
 
 
 def lower(
@@ -62,73 +57,5 @@ def lower(
     return lowered
 
 
-def fixed_batch(program: ExportedProgram) -> int | None:
-    """The number of rows that a program was exported for; None where it is free."""
-    shapes = [value.shape for _, value, _ in user_inputs(program) if value is not None]
-    sizes = [shape[0] for shape in shapes if len(shape)]
-    if not all(isinstance(size, int) for size in sizes) or len(set(sizes)) != 1:
-        return None
-    return int(sizes[0])
-
-
 def _rows(count: int) -> str:
     return "1 row" if count == 1 else f"{count} rows"
-
-
-def example_inputs(program: ExportedProgram, integer: int = 0) -> list[Tensor]:
-    """Inputs of the sizes that a program was exported with, but two rows where rows are free.
-
-    Args:
-        program: opened by `open_program`.
-        integer: the value of integer inputs.
-
-    Raises:
-        ModelRejected: they would be larger than can be served.
-    """
-    values = [(name, value) for name, value, _ in user_inputs(program) if value is not None]
-    sizes = _symbols(program, [value for _, value in values])
-    noise = torch.Generator().manual_seed(0)
-    examples = []
-    for name, value in values:
-        shape = [_size(size, sizes) for size in value.shape]
-        if torch.Size(shape).numel() > _ELEMENTS:
-            raise ModelRejected(f"the input {name!r} is too large: {shape}")
-        if value.dtype.is_floating_point:
-            examples.append(torch.rand(shape, generator=noise).to(value.dtype))
-        else:
-            examples.append(torch.full(shape, integer, dtype=value.dtype))
-    return examples
-
-
-def _symbols(program: ExportedProgram, values: Sequence[Any]) -> dict[Any, int]:
-    """A size for every free one: that of the export, and few rows."""
-    sizes: dict[Any, int] = {}
-    batches = set()
-    for value in values:
-        for axis, size in enumerate(value.shape):
-            if isinstance(size, int):
-                continue
-            expression = size.node.expr
-            for symbol in expression.free_symbols:
-                sizes.setdefault(symbol, 0)
-            if expression.is_Symbol:
-                sizes[expression] = size.node.hint or sizes[expression]
-                if axis == 0:
-                    batches.add(expression)
-    for symbol, size in sizes.items():
-        limits = program.range_constraints.get(symbol)
-        lower = int(limits.lower) if limits is not None else 2
-        wanted = max(_ROWS if symbol in batches or not size else size, lower)
-        if limits is not None and limits.upper < wanted:
-            wanted = int(limits.upper)
-        sizes[symbol] = wanted
-    return sizes
-
-
-def _size(size: Any, symbols: dict[Any, int]) -> int:
-    if isinstance(size, int):
-        return size
-    try:
-        return int(size.node.expr.xreplace(symbols))
-    except TypeError as error:
-        raise Unlowerable("a size of the inputs cannot be told") from error

@@ -14,11 +14,12 @@ from ..lowered import Lowered, Unlowerable
 from ..torchscript.operators import Operators
 from ..torchscript.recorder import Recorder
 from ..torchscript.structure import Structure
-from ..torchscript.values import DTYPE_CODES, Item, Value
+from ..torchscript.values import DTYPE_CODES, Item, Value, concrete
 from .composite import COMPOSITES
-from .program import output_names, user_inputs
+from .memory import check_result
 from .regions import REGIONS
 from .scopes import Scopes
+from .signature import output_names, user_inputs
 
 _CHECKS = frozenset(
     {
@@ -184,6 +185,10 @@ class Walker:
             if isinstance(target, torch._ops.HigherOrderOperator):
                 return self._region(target, items, keywords)
             if isinstance(target, torch._ops.OpOverload):
+                given = fx.node.map_arg(
+                    (node.args, dict(node.kwargs)), lambda item: _example(environment[item])
+                )
+                check_result(target, *given)
                 return self._overload(target, items, keywords)
             return self.structure.python(target, items)
         except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
@@ -245,3 +250,7 @@ class Walker:
         """Call an operator of PyTorch on items or plain constants; the rest are its defaults."""
         given = [self.lift(item) for item in items]
         return self.operators.run(target._schema, self._complete(target._schema, given, {}))
+
+
+def _example(item: Item) -> Any:
+    return concrete(item) if isinstance(item, (Value, list, tuple, dict)) else item
