@@ -59,6 +59,7 @@ class Body:
         layers: layer name -> node name.
         notes: one sentence each.
         mixes_rows: the file's own execution is to be compared one row at a time.
+        precision: as `Lowered` has it.
     """
 
     module: nn.Module
@@ -72,6 +73,7 @@ class Body:
     layers: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     mixes_rows: bool = False
+    precision: torch.dtype | None = None
 
 
 class Chosen(nn.Module):
@@ -119,6 +121,7 @@ def from_graph(lowered: Lowered, resolved: ResolvedInput, output: OutputSpec) ->
         may_mix_rows=lowered.row_by_row,
     )
     body.index, body.mixes_rows = index, lowered.mixes_rows
+    body.precision = lowered.precision
     kept = {node.name for node in graph.graph.nodes}
     body.layers = {name: node for name, node in lowered.layers.items() if node in kept}
     body.notes = [*notes, *recovered.notes, *body.notes]

@@ -158,7 +158,7 @@ def _verified(
         batches,
         source=body.source,
         executor=original.source.executor,
-        dtype=original.source.dtype,
+        dtype=body.precision or original.source.dtype,
         noise=lambda: float32_noise(classifier.module, rows.encode(batches[0])),
     )
     return verification, []

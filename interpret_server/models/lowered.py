@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+import torch
 from torch import fx
 
 
@@ -27,6 +28,8 @@ class Lowered:
         mixes_rows: in the file's own execution the rows of a batch influence each other, so that
             it is compared one row at a time.
         row_by_row: in the graph too, so that it is to be run one row at a time.
+        precision: the coarsest type that the file computes in, where it is coarser than its
+            inputs: a half precision, or int8 for quantised values.
     """
 
     graph: fx.GraphModule
@@ -36,3 +39,4 @@ class Lowered:
     notes: list[str] = field(default_factory=list)
     mixes_rows: bool = False
     row_by_row: bool = False
+    precision: torch.dtype | None = None

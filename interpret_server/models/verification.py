@@ -11,7 +11,7 @@ from ..engine.api import Verification
 from ..errors import ModelRejected
 
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
-_REDUCED = 2e-2  # files in half precision are served in float32, and differ by their own rounding
+_REDUCED = 2e-2  # half precision is served in float32; a quantised value may round the other way
 _INF = float("inf")
 _SMALLEST = 1e-30  # logarithms of smaller probabilities are left out: they may be denormal
 

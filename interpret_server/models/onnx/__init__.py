@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import torch
 from torch import Tensor, fx, nn
 
 from ..lowered import Lowered, Unlowerable
@@ -9,6 +10,7 @@ from .builder import FixedBatch
 from .file import Header, TensorInfo, load, read_header
 from .importer import Importer
 from .limits import LIMITS, Deadline, Limits
+from .operators.quantised import holds_integers
 from .rows import RowByRow
 from .runtime import OnnxRuntime, Reference, reference, runtime
 
@@ -82,7 +84,10 @@ def import_model(path: Path, *, straight_through: bool = False, limits: Limits =
             f"The file fixes the batch size to {importer.fixed}; its shapes were made to follow "
             "the input's."
         )
+    if any(holds_integers(node) for node in lowered.graph.graph.nodes):
+        lowered.precision = torch.int8
     if importer.halves:
+        lowered.precision = lowered.precision or torch.float16
         notes.append("The file's float16 weights and values are computed in float32.")
     lowered.notes.extend(notes)
     return lowered
