@@ -199,9 +199,10 @@ def _trials(items: Sequence[ResolvedInput]) -> Iterator[list[ResolvedInput]]:
         open_kinds = [
             index
             for index, item in enumerate(shaped)
-            if item.kind is None and item.file_dtype is None and item.default is None
+            if item.kind is None and item.file_dtype is None
         ][:_MOST_GUESSED]
-        for choice in product((False, True), repeat=len(open_kinds)):
+        choices = product((False, True), repeat=len(open_kinds))
+        for choice in sorted(choices, key=lambda choice: 0 < sum(choice) < len(choice)):
             trial = list(shaped)
             for index, integral in zip(open_kinds, choice, strict=True):
                 trial[index] = _integral(trial[index]) if integral else trial[index]

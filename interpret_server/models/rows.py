@@ -130,9 +130,29 @@ def graph_rows(lowered: Lowered, inputs: InputSet) -> Rows:
             found = find_lookup(lowered, placeholder, examples, item)
             if found is not None:
                 lookups[inputs.given.index(item)] = found
+    lookups, limits = _explained(lookups, inputs)
     if not lookups and _is_plain(inputs):
         return Rows(inputs.given[0], inputs)
-    return _Builder(lowered, inputs, placeholders, lookups, examples, dtype).build()
+    return _Builder(lowered, inputs, placeholders, lookups, limits, examples, dtype).build()
+
+
+def _explained(
+    lookups: dict[int, Lookup], inputs: InputSet
+) -> tuple[dict[int, Lookup], dict[int, int]]:
+    """The lookups that are explained, and the range of every input that is looked up.
+
+    Of several inputs that the manifest does not call tokens, that of the largest table is; the
+    others, such as segments, are integers.
+    """
+    limits = {source: lookup.limit for source, lookup in lookups.items()}
+    unsaid = [source for source in lookups if inputs.given[source].kind is None]
+    if unsaid and len(lookups) > 1:
+        said = len(unsaid) < len(lookups)
+        largest = max(unsaid, key=lambda source: limits[source])
+        for source in unsaid:
+            if said or source != largest:
+                del lookups[source]
+    return lookups, limits
 
 
 def _examples(inputs: InputSet, dtype: torch.dtype) -> tuple[Tensor, ...]:
@@ -147,11 +167,13 @@ class _Builder:
         inputs: InputSet,
         placeholders: list[fx.Node],
         lookups: dict[int, Lookup],
+        limits: dict[int, int],
         examples: tuple[Tensor, ...],
         dtype: torch.dtype,
     ) -> None:
         self.lowered, self.graph, self.dtype = lowered, lowered.graph, dtype
         self.placeholders, self.lookups, self.examples = placeholders, lookups, examples
+        self.limits = limits
         self.notes: list[str] = []
         self.inputs = self._settled(inputs)
         self.parts: list[Part] = []
@@ -179,6 +201,8 @@ class _Builder:
         """A file's integers are numbers where its graph computes the same with floats."""
         if item.dtype.is_floating_point and not item.integral:
             return replace(item, kind=InputKind.VALUES)
+        if len(inputs.items) > 1 and item.file_dtype is not torch.uint8:
+            return replace(item, kind=InputKind.INTEGERS, dtype=torch.int64)
         position = inputs.items.index(item)
         as_floats = list(self.examples)
         as_floats[position] = as_floats[position].to(self.dtype)
@@ -203,7 +227,7 @@ class _Builder:
             self._place(item, placeholder)
         packing = Packing(self.parts) if len(self.parts) > 1 else None
         encoder = Encoder(self.inputs.packing, self.encoders, packing, self.dtype)
-        limits = tuple(self.lookups[i].limit if i in self.lookups else 0 for i in range(len(given)))
+        limits = tuple(self.limits.get(source, 0) for source in range(len(given)))
         rows = _rows(self.inputs, encoder, self.parts, limits, self.dtype)
         rows.notes = self.notes
         self._rewire(packing, rows.x)
@@ -211,7 +235,7 @@ class _Builder:
 
     def _place(self, item: ResolvedInput, placeholder: fx.Node) -> None:
         if item.default is not None:
-            dtype = item.file_dtype or self.dtype
+            dtype = item.file_dtype or item.dtype
             dtype = self.dtype if dtype.is_floating_point else dtype
             sizes = item.sizes or item.shape
             self._slot(placeholder, Slot(None, dtype, sizes=sizes, value=item.default))
