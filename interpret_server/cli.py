@@ -12,7 +12,7 @@ import click
 
 from . import __version__
 from .config import ConfigError, Settings, load_settings
-from .engine.allocator import keep_freed_memory
+from .engine.allocator import freeze_start_up, keep_freed_memory
 
 if TYPE_CHECKING:
     from .engine.api import Worker
@@ -77,6 +77,7 @@ def serve(config: Path | None, ready_file: Path | None, **flags: Any) -> None:
     )
     keep_freed_memory()
     worker = _worker(settings)
+    freeze_start_up()
 
     def announce(address: str) -> None:
         if ready_file is not None:

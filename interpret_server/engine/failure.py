@@ -15,3 +15,9 @@ def internal_error(error: BaseException, what: str) -> InterpretError:
     return InterpretError(
         f"internal error; the server's log has the details under request id {request_id}"
     )
+
+
+def bare(error: InterpretError) -> InterpretError:
+    """The error without its traceback, whose frames would hold the model; changed in place."""
+    error.__traceback__ = error.__context__ = error.__cause__ = None
+    return error

@@ -23,11 +23,12 @@ from ..errors import (
 from ..models.classifier import Classifier
 from ..models.manifest import Manifest
 from ..registry import Registration, Registry
+from .allocator import collect
 from .api import Call, Event, ModelInfo, PluginInfo, Preview, Progress, Result
 from .decode import decode, decoded_bytes
 from .describe import describe_classifier, describe_plugin
 from .execution import execute
-from .failure import internal_error
+from .failure import bare, internal_error
 from .mailbox import Mailbox
 from .member import Member, Outcome
 from .occupancy import Occupancy
@@ -256,7 +257,17 @@ class LocalWorker:
 
     def _load_file(self, name: str, path: Path, manifest: Manifest) -> Loaded:
         loader = self._loader or _default_loader()
-        return loader(name, path, manifest, device=self._device, default_max_batch=self._max_batch)
+        limit = self._max_batch
+        try:
+            with _safe(f"loading {name}"):
+                loaded = loader(name, path, manifest, device=self._device, default_max_batch=limit)
+        except InterpretError as error:
+            failure = bare(error)
+        else:
+            collect(thorough=False)
+            return loaded
+        collect(thorough=True)
+        raise failure
 
     def _check_open(self) -> None:
         if self._closing:

@@ -9,6 +9,7 @@ from typing import Generic, TypeVar
 
 from ..errors import InterpretError
 from .api import Preview, Progress
+from .failure import bare
 
 T = TypeVar("T")
 
@@ -49,7 +50,7 @@ class Mailbox(Generic[T]):
         An error loses its traceback, whose frames would hold the model.
         """
         if isinstance(outcome, InterpretError):
-            outcome.__traceback__ = outcome.__context__ = outcome.__cause__ = None
+            bare(outcome)
         with self._lock:
             if not self._settled:
                 self._outcome, self._settled = outcome, True

@@ -4,8 +4,7 @@ import asyncio
 import contextlib
 import gc
 import weakref
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 from torch import nn
@@ -52,8 +51,13 @@ def dismantle(classifier: Classifier) -> None:
     Graph modules and their graphs refer to each other: their weights would otherwise stay until
     a full garbage collection, which stops every thread for some tenths of a second.
     """
-    for module in [module for root in _roots(classifier) for module in root.modules()]:
+    for module in modules_of(classifier):
         vars(module).clear()
+
+
+def modules_of(classifier: Classifier) -> list[nn.Module]:
+    """Every module of a classifier and of the forms that it runs in."""
+    return [module for root in _roots(classifier, set()) for module in root.modules()]
 
 
 def _free(classifier: Classifier | None, tell: Callable[[], None]) -> None:
@@ -62,10 +66,23 @@ def _free(classifier: Classifier | None, tell: Callable[[], None]) -> None:
     tell()
 
 
-def _roots(classifier: Classifier) -> Iterator[nn.Module]:
-    for value in vars(classifier).values():
-        items: Any = value.values() if isinstance(value, Mapping) else (value,)
-        yield from (item for item in items if isinstance(item, nn.Module))
+def _roots(thing: object, seen: set[int]) -> Iterator[nn.Module]:
+    """The modules that an object of ours holds, at any depth."""
+    if id(thing) in seen:
+        return
+    seen.add(id(thing))
+    if isinstance(thing, nn.Module):
+        yield thing
+        return
+    held: Iterable[object] = ()
+    if isinstance(thing, Mapping):
+        held = thing.values()
+    elif isinstance(thing, tuple | list):
+        held = thing
+    elif type(thing).__module__.startswith("interpret_server.") and hasattr(thing, "__dict__"):
+        held = vars(thing).values()
+    for item in held:
+        yield from _roots(item, seen)
 
 
 def _return_memory(device: torch.device) -> None:

@@ -16,7 +16,7 @@ from engine_fakes import Act, Loader, Walk, calling, linear, result, rows, servi
 from torch import fx, nn
 
 from interpret_server.engine.release import dismantle
-from interpret_server.errors import InterpretError, NotFound
+from interpret_server.errors import InterpretError, InvalidModel, NotFound
 from interpret_server.models.classifier import Classifier
 from interpret_server.models.manifest import Manifest
 from interpret_server.testing.classifiers import classifier
@@ -173,6 +173,17 @@ async def test_closing_while_a_model_loads_drops_it(weights):
         assert [info.name for info in worker.models()] == ["net"]
 
 
+async def test_what_a_failed_load_leaves_is_freed(weights):
+    def spoilt():
+        model = weights()
+        raise InvalidModel(f"{model.name} is no good")
+
+    async with serving(loader=Loader({"one": spoilt})) as worker:
+        with pytest.raises(InvalidModel):
+            await worker.load("a", Path("one"), Manifest())
+        assert weights.gone()
+
+
 def test_dismantling_empties_the_modules_alone():
     model = linear()
     dismantle(model)
@@ -201,12 +212,7 @@ class Net(torch.nn.Module):
         return self.layers(x)
 
 def save(width, path):
-    net = Net(width).eval()
-    if path.suffix == ".pt":
-        torch.jit.save(torch.jit.trace(net, torch.zeros(2, 8)), str(path))
-    else:
-        torch.onnx.export(net, (torch.zeros(2, 8),), str(path), dynamo=False,
-                          input_names=["x"], dynamic_axes={"x": {0: "n"}})
+    torch.jit.save(torch.jit.trace(Net(width).eval(), torch.zeros(2, 8)), str(path))
 
 def resident():
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -229,13 +235,11 @@ async def measure(small, large):
     print(before, reached, resident())
     await worker.close()
 
-folder = Path(sys.argv[1])
-for suffix in (".pt", ".onnx"):
-    save(16, folder / f"small{suffix}")
-    save(5000, folder / f"large{suffix}")
+small, large = Path(sys.argv[1]) / "small.pt", Path(sys.argv[1]) / "large.pt"
+save(16, small)
+save(5000, large)
 keep_freed_memory()
-for suffix in (".pt", ".onnx"):
-    asyncio.run(measure(folder / f"small{suffix}", folder / f"large{suffix}"))
+asyncio.run(measure(small, large))
 """
 
 
@@ -244,9 +248,6 @@ def test_unloading_a_hundred_megabytes_returns_them_to_the_system(tmp_path):
     command = [sys.executable, "-W", "ignore", "-c", _SCRIPT, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()[-2:]
-    assert len(lines) == 2
-    for line in lines:
-        before, reached, after = map(int, line.split())
-        assert reached - before > 80, done.stdout
-        assert after - before < 20, done.stdout
+    before, reached, after = map(int, done.stdout.split()[-3:])
+    assert reached - before > 80
+    assert after - before < 20
