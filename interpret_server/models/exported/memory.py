@@ -25,9 +25,10 @@ def check_result(target: Any, args: Any, kwargs: dict[str, Any]) -> None:
     Raises:
         ModelRejected: the result is larger than 4 GiB.
     """
-    if not isinstance(target, torch._ops.OpOverload):
+    if not isinstance(target, torch._ops.OpOverload) or target.namespace != "aten":
         return
-    args, kwargs = fx.node.map_aggregate((args, dict(kwargs)), _without_memory)
+    args, given = fx.node.map_aggregate((args, dict(kwargs)), _without_memory)
+    kwargs = dict(given)
     if any(argument.name == "device" for argument in target._schema.arguments):
         kwargs["device"] = torch.device("meta")
     try:
