@@ -328,7 +328,7 @@ def export(module: nn.Module, path: Path, *, dynamo: bool, rows: int, free: bool
     ("name", "dynamo", "rows", "free"),
     [
         *itertools.product(GATES, [False], [1, 2], [True]),
-        *itertools.product(GATES, [False], [1], [False]),
+        *itertools.product(GATES, [False], [1, 2], [False]),
         ("LSTM", True, 2, True),
         ("GRU", True, 1, False),
     ],

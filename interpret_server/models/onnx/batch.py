@@ -78,16 +78,35 @@ def _place(sizes: Sequence[int], shape: torch.Size, axis: int, batch: int) -> in
     return places[0] if len(sizes) < len(shape) else places[-1]
 
 
-def free_expand(builder: Builder, x: Value, sizes: list[Number]) -> list[Number]:
-    """The sizes of an Expand, without the fixed batch where the input has the batch itself."""
+def free_expand(builder: Builder, x: Value, sizes: list[Number]) -> tuple[Value, list[Number]]:
+    """The input and sizes of an Expand without the fixed batch.
+
+    It leaves the sizes where the input has the batch itself, and a constant input where its rows
+    are alike and the sizes follow the batch.
+    """
+    if isinstance(x, Tensor):
+        return _one_row(builder, x, sizes), sizes
     axis, both = _batch_axis(builder, x), builder.examples(x)
     if axis is None or both is None:
-        return sizes
+        return x, sizes
     place = axis + len(sizes) - both[0].dim()
     if place < 0 or sizes[place] != builder.fixed_batch:
-        return sizes
+        return x, sizes
     builder.freed = True
-    return [*sizes[:place], 1, *sizes[place + 1 :]]
+    return x, [*sizes[:place], 1, *sizes[place + 1 :]]
+
+
+def _one_row(builder: Builder, x: Tensor, sizes: Sequence[Number]) -> Tensor:
+    for axis, item in enumerate(sizes, start=x.dim() - len(sizes)):
+        follows = isinstance(item, fx.Node) and item.meta.get("examples") == builder.batches
+        fixed = builder.fixed_batch is not None and follows and axis >= 0
+        if not fixed or x.shape[axis] != builder.fixed_batch:
+            continue
+        row = x.narrow(axis, 0, 1)
+        if bool((x == row).all()):
+            builder.freed = True
+            return row
+    return x
 
 
 def repeat_rows(x: Tensor, axis: int, count: int) -> Tensor:

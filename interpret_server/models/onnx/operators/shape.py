@@ -154,7 +154,7 @@ def expand_to(x: Tensor, sizes: Sequence[int]) -> Tensor:
 def expand(call: Call, x: Value, sizes: Value) -> Output:
     wanted = call.items(sizes)
     if isinstance(wanted, list):
-        wanted = free_expand(call.builder, x, wanted)
+        x, wanted = free_expand(call.builder, x, wanted)
     return call.function(expand_to, x, wanted)
 
 
