@@ -102,7 +102,8 @@ def from_graph(lowered: Lowered, resolved: ResolvedInput, output: OutputSpec) ->
         Unlowerable: the graph does not run.
     """
     graph = lowered.graph.eval().requires_grad_(False)
-    notes = [*lowered.notes, *to_single(graph)]
+    halves = to_single(graph)
+    notes = [*lowered.notes, *halves]
     probes = resolved.normalise()(resolved.probes()[0])
     example, outputs = _example(graph, probes, resolved.fixed_batch)
     named = leaves(outputs, lowered.output_names)
@@ -121,7 +122,7 @@ def from_graph(lowered: Lowered, resolved: ResolvedInput, output: OutputSpec) ->
         may_mix_rows=lowered.row_by_row,
     )
     body.index, body.mixes_rows = index, lowered.mixes_rows
-    body.precision = lowered.precision
+    body.precision = lowered.precision or (torch.float16 if halves else None)
     kept = {node.name for node in graph.graph.nodes}
     body.layers = {name: node for name, node in lowered.layers.items() if node in kept}
     body.notes = [*notes, *recovered.notes, *body.notes]

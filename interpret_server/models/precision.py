@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, fx
 
 HALF = (torch.float16, torch.bfloat16)
+_METHODS = ("half", "bfloat16")
 
 
 def to_single(graph: fx.GraphModule) -> list[str]:
@@ -13,20 +14,33 @@ def to_single(graph: fx.GraphModule) -> list[str]:
 
     float32 holds every float16 and bfloat16 value exactly, so only rounding is left out.
     """
-    stored = [*graph.parameters(), *graph.buffers()]
-    found = sorted({str(tensor.dtype) for tensor in stored if tensor.dtype in HALF})
-    if not found:
+    stored = {tensor.dtype for tensor in (*graph.parameters(), *graph.buffers())} & {*HALF}
+    cast: set[torch.dtype] = set()
+
+    def single(item: Any) -> Any:
+        if isinstance(item, Tensor) and item.dtype in HALF:
+            cast.add(item.dtype)
+            return item.float()
+        if isinstance(item, torch.dtype) and item in HALF:
+            cast.add(item)
+            return torch.float32
+        return item
+
+    for node in graph.graph.nodes:
+        node.args = fx.node.map_aggregate(node.args, single)
+        node.kwargs = fx.node.map_aggregate(node.kwargs, single)
+        name = getattr(node.target, "__name__", node.target)
+        if node.op.startswith("call_") and name in _METHODS and node.op != "call_module":
+            cast.add(getattr(torch, "float16" if name == "half" else name))
+            node.target = "float" if node.op == "call_method" else Tensor.float
+    if not stored | cast:
         return []
     graph._apply(_single)  # type: ignore[no-untyped-call]
-    for node in graph.graph.nodes:
-        node.args = fx.node.map_aggregate(node.args, _single)
-        node.kwargs = fx.node.map_aggregate(node.kwargs, _single)
     graph.recompile()
-    names = " and ".join(name.removeprefix("torch.") for name in found)
-    return [f"The file's weights are {names}; the network computes in float32."]
+    told = sorted(str(dtype).removeprefix("torch.") for dtype in stored | cast)
+    what = "weights are" if stored else "arithmetic is in part"
+    return [f"The file's {what} {' and '.join(told)}; the network computes in float32."]
 
 
 def _single(item: Any) -> Any:
-    if isinstance(item, Tensor):
-        return item.float() if item.dtype in HALF else item
-    return torch.float32 if item in HALF else item
+    return item.float() if isinstance(item, Tensor) and item.dtype in HALF else item
