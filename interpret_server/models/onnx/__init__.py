@@ -3,12 +3,14 @@
 from pathlib import Path
 
 import torch
+from onnx import ModelProto
 from torch import Tensor, fx, nn
 
+from ...errors import InvalidModel
 from ..lowered import Lowered, Unlowerable
 from .builder import FixedBatch
-from .file import Header, TensorInfo, load, read_header
-from .importer import Importer
+from .file import Header, TensorInfo, header, load, read_header
+from .importer import SIZES, Importer
 from .limits import LIMITS, Deadline, Limits
 from .operators.quantised import holds_integers
 from .rows import RowByRow
@@ -50,6 +52,27 @@ def import_model(path: Path, *, straight_through: bool = False, limits: Limits =
     """
     deadline = Deadline(limits.seconds)
     model = load(path, limits)
+    failure: Unlowerable | InvalidModel | None = None
+    for sizes in SIZES if _has_free_sizes(model) else SIZES[:1]:
+        try:
+            return _imported(model, sizes, straight_through, limits, deadline)
+        except (Unlowerable, InvalidModel) as error:
+            failure = failure or error
+    assert failure is not None
+    raise failure
+
+
+def _has_free_sizes(model: ModelProto) -> bool:
+    return any(None in (info.shape or ())[1:] for info in header(model).inputs)
+
+
+def _imported(
+    model: ModelProto,
+    sizes: tuple[tuple[int, int], ...],
+    straight_through: bool,
+    limits: Limits,
+    deadline: Deadline,
+) -> Lowered:
     notes: list[str] = []
     wanted = {"free_batch": True, "rows_apart": True}
     while True:
@@ -58,6 +81,7 @@ def import_model(path: Path, *, straight_through: bool = False, limits: Limits =
             **wanted,
             faithful=False,
             straight_through=straight_through,
+            sizes=sizes,
             limits=limits,
             deadline=deadline,
         )

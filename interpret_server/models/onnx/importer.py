@@ -22,8 +22,13 @@ from .subgraph import Frame, Subgraphs
 from .values import HALF, Listed, Maybe, Numbers, Output, Value, to_tensor
 
 _DEEPEST = 32
-_IMAGE = (224, 256)
-_SEQUENCE = (16, 24)
+# Two lengths for every free axis: of images, of waveforms, of other sequences. Lengths that are
+# far apart are told apart after much pooling; short ones suit networks of few positions.
+SIZES = (
+    ((224, 480), (16384, 40960), (128, 320)),
+    ((224, 256), (400, 960), (16, 24)),
+    ((32, 64), (64, 160), (5, 9)),
+)
 _SENSELESS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 _DECIDES = (
     "The file branches or loops on computed values, which the rows of a batch share; it is run "
@@ -44,6 +49,7 @@ class Importer:
         limits: of the graph.
         deadline: of the import.
         rows_apart: dynamic quantisation takes its range over each row, rather than the batch.
+        sizes: one of `SIZES`.
     """
 
     def __init__(
@@ -54,11 +60,13 @@ class Importer:
         faithful: bool,
         straight_through: bool = False,
         rows_apart: bool = True,
+        sizes: tuple[tuple[int, int], ...] = SIZES[1],
         limits: Limits = LIMITS,
         deadline: Deadline | None = None,
     ) -> None:
         self.model, self.faithful, self.straight_through = model, faithful, straight_through
         self.header = header(model)
+        self._sizes = sizes
         fixed = {info.batch for info in self.header.inputs if info.batch is not None}
         self.fixed = min(fixed) if len(fixed) == 1 else None
         self.free_batch = free_batch and len(fixed) <= 1
@@ -66,6 +74,7 @@ class Importer:
         self.builder.rows_apart = rows_apart
         self.functions = {(_domain(f.domain), f.name): f for f in model.functions}
         self.layers: dict[str, str] = {}
+        self.origins: dict[str, str] = {}
         self.halves = False
         self._visited, self._most_nodes = 0, limits.nodes
         self.deadline = deadline or Deadline(limits.seconds)
@@ -103,6 +112,7 @@ class Importer:
             input_names=tuple(info.name for info in self.header.inputs),
             output_names=tuple(item.name for item in graph.output),
             layers={layer: node for layer, node in self.layers.items() if node in alive},
+            origins=self.origins,
             notes=[_DECIDES] if self.builder.decides else [],
             mixes_rows=self.builder.decides,
             row_by_row=self.builder.decides,
@@ -125,12 +135,20 @@ class Importer:
             elif length is not None:
                 pair = (length, length)
             else:
-                pair = _IMAGE if len(info.shape) > 3 else _SEQUENCE
+                pair = self._lengths(info.shape, info.dtype, axis)
             pairs.append(sizes.setdefault(name, pair) if name and length is None else pair)
         first, second = (
             torch.empty([pair[k] for pair in pairs], dtype=dtype, device="meta") for k in (0, 1)
         )
         return first, second
+
+    def _lengths(
+        self, shape: Sequence[int | None], dtype: torch.dtype, axis: int
+    ) -> tuple[int, int]:
+        image, waveform, sequence = self._sizes
+        if len(shape) > 3:
+            return image
+        return waveform if dtype.is_floating_point and axis == len(shape) - 1 else sequence
 
     def _keep(self, dtype: torch.dtype) -> torch.dtype:
         if dtype in HALF and not self.faithful:
@@ -191,6 +209,8 @@ class Importer:
                 if prefix and name in self.layers:
                     name = prefix + output
                 self.layers[name] = result.name
+                if not prefix:
+                    self.origins[name] = output
 
     def _node(self, node: NodeProto, inputs: list[Maybe], frame: Frame) -> Sequence[Maybe]:
         domain = _domain(node.domain)

@@ -38,9 +38,17 @@ def _tokens(rows: int, generator: torch.Generator) -> Inputs:
 
 
 def _masked_tokens(rows: int, generator: torch.Generator) -> Inputs:
-    (tokens,) = _tokens(rows, generator)
-    lengths = torch.randint(4, sequences.LENGTH + 1, (rows, 1), generator=generator)
-    mask = (torch.arange(sequences.LENGTH) < lengths).to(torch.int64)
+    return _masked(rows, sequences.LENGTH, generator)
+
+
+def _short_masked_tokens(rows: int, generator: torch.Generator) -> Inputs:
+    return _masked(rows, sequences.LENGTH - 5, generator)
+
+
+def _masked(rows: int, length: int, generator: torch.Generator) -> Inputs:
+    tokens = torch.randint(1, sequences.VOCABULARY, (rows, length), generator=generator)
+    kept = torch.randint(4, length + 1, (rows, 1), generator=generator)
+    mask = (torch.arange(length) < kept).to(torch.int64)
     return tokens * mask, mask
 
 
@@ -148,7 +156,7 @@ ZOO: dict[str, Architecture] = {
     "lstm_text": Architecture(sequences.LstmText, "relu", _tokens, ("tokens",), "embedding"),
     "gru_text": Architecture(
         sequences.GruText,
-        "code.0",
+        "narrow.0",
         _tokens,
         ("tokens",),
         "embedding",
@@ -157,7 +165,13 @@ ZOO: dict[str, Architecture] = {
         sequences.TransformerText, "encoder.layers.0.norm1", _tokens, ("tokens",), "tokens"
     ),
     "transformer_masked": Architecture(
-        sequences.MaskedTransformer, "norm2", _masked_tokens, ("tokens", "mask"), "words"
+        sequences.MaskedTransformer,
+        "norm2",
+        _masked_tokens,
+        ("tokens", "mask"),
+        "words",
+        free=(1,),
+        elsewhere=_short_masked_tokens,
     ),
     "audio_cnn": Architecture(
         sequences.AudioCnn, "features.6", _waveform, free=(2,), elsewhere=_long_waveform

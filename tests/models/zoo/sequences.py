@@ -35,12 +35,12 @@ class GruText(nn.Module):
         self.embedding = nn.Embedding(VOCABULARY, 16)
         self.gru = nn.GRU(16, 20)
         self.norm = nn.LayerNorm(20)
-        self.code = nn.Sequential(nn.Linear(20, 16), nn.Tanh())
+        self.narrow = nn.Sequential(nn.Linear(20, 16), nn.Tanh())
         self.head = nn.Linear(16, CLASSES)
 
     def forward(self, tokens: Tensor) -> Tensor:
         steps, _ = self.gru(self.embedding(tokens).transpose(0, 1))
-        return self.head(self.code(self.norm(steps).amax(0)))
+        return self.head(self.narrow(self.norm(steps).amax(0)))
 
 
 class TransformerText(nn.Module):
