@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torchscript_blocks import BLOCKS, Block
+from torchscript_networks import NETWORKS
 from torchscript_sequences import SEQUENCES
 
 from interpret_server.models.relu_rules import ReluRule, relu_rule
 from interpret_server.models.torchscript import ArchiveBody, lower, open_archive
 
-ALL = BLOCKS | SEQUENCES
+ALL = BLOCKS | SEQUENCES | NETWORKS
 pytestmark = pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 CELLS = [(name, form) for name, block in ALL.items() for form in block.forms]
 
@@ -116,3 +117,39 @@ def test_a_row_padded_at_its_start_is_served_as_alone(form, tmp_path):
         found = graph(tokens)
         for row, values in zip(tokens, found, strict=True):
             close(values[None], ArchiveBody(opened)(row[None]), 1e-10)
+
+
+@pytest.mark.parametrize("name", ["embedding", "bag_sum", "bag_mean_padded", "bag_max", "table"])
+@pytest.mark.parametrize("form", ["script", "trace"])
+def test_embedded_tokens_are_a_layer_with_a_row_per_row(name, form, tmp_path):
+    block = ALL[name]
+    tokens = inputs(block, block.shape, 2, torch.float64)
+    opened = archive(network(block, torch.float64), form, tokens, tmp_path / "model.pt")
+    graph = lower(opened, [tokens]).graph
+    nodes = [node for node in graph.graph.nodes if node.meta.get("kind") == "embedding"]
+    embedded = graph.get_submodule(str(nodes[0].target))
+    assert isinstance(embedded, nn.Embedding)
+    assert len(nodes[0].args) == 1
+    assert embedded(tokens).shape[:2] == tokens.shape
+
+
+@pytest.mark.parametrize("form", ["freeze_script", "freeze_trace"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_frozen_network_equals_its_eager_module_in_float32(name, form, tmp_path):
+    check(NETWORKS[name], form, torch.float32, 1e-5, tmp_path / "model.pt")
+
+
+HALF = ["embedding", "group_norm", "attention", "own_rms_norm"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", HALF)
+def test_half_precision_weights_keep_their_type(name, dtype, tmp_path):
+    block = ALL[name]
+    module = network(block, dtype)
+    x = inputs(block, block.shape, 5, dtype)
+    opened = archive(module, "script", x[:2], tmp_path / "model.pt")
+    graph = lower(opened, [x[:2]]).graph
+    found, expected = graph(x), module(x)
+    assert found.dtype is dtype
+    torch.testing.assert_close(found, expected, rtol=2e-2, atol=2e-2)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from interpret_server.errors import InvalidModel, ModelRejected
 from interpret_server.models.lowered import Lowered
-from interpret_server.models.relu_rules import count_rectifiers
+from interpret_server.models.relu_rules import ReluRule, count_rectifiers, relu_rule
 from interpret_server.models.torchscript import lower, open_archive
 
 SIGNAL = (2, 4, 9)
@@ -156,10 +156,14 @@ bias = torch.linspace(-1, 1, 5, dtype=torch.float64)
         (lambda x: F.linear(x, weight.t().contiguous(), bias), SIGNAL, ["linear"]),
         (lambda x: torch.bmm(x, x.transpose(1, 2)), SIGNAL, ["transpose", "bmm"]),
         (lambda x: F.conv1d(x, x[:1, :, :3]), SIGNAL, None),
-        (lambda x: x.clamp(min=0), SIGNAL, ["clamp"]),
+        (lambda x: x.clamp(min=0), SIGNAL, ["relu"]),
+        (lambda x: x.clamp(0.0, 1.0), SIGNAL, ["clamp"]),
+        (lambda x: torch.maximum(x, torch.zeros(9).to(x)), SIGNAL, ["relu"]),
+        (lambda x: x * (x > 0), SIGNAL, ["relu"]),
+        (lambda x: x * (x > 0).to(x.dtype), SIGNAL, ["relu"]),
         (lambda x: torch.clamp_max(x, 0.5), SIGNAL, ["clamp"]),
         (lambda x: x.clamp(-0.5, 0.7), SIGNAL, ["clamp"]),
-        (lambda x: torch.max(x, torch.zeros_like(x)), SIGNAL, ["zeros_like", "max"]),
+        (lambda x: torch.max(x, torch.zeros_like(x)), SIGNAL, ["relu"]),
         (lambda x: x.contiguous().clone(), SIGNAL, ["identity", "identity"]),
         (lambda x: x.reshape(x.shape[0], -1).unsqueeze(1).squeeze(1), SIGNAL, None),
         (lambda x: x.permute(0, 2, 1).float().double(), SIGNAL, ["permute", "cast", "cast"]),
@@ -183,14 +187,47 @@ def test_functions_are_exact_at_any_batch_size(function, shape, expected, tmp_pa
         assert kinds(result) == expected
 
 
-def test_a_clamp_is_differentiated_as_a_clamp(tmp_path):
-    x = torch.zeros(2, 3, dtype=torch.float64, requires_grad=True)
-    archive = opened(Apply(lambda x: x.clamp(min=0)), tmp_path / "model.pt", x.detach())
-    result = lower(archive, [x.detach()])
-    (gradient,) = torch.autograd.grad(result.graph(x).sum(), x)
-    assert torch.equal(gradient, torch.ones_like(x))
-    assert count_rectifiers(result.graph, x) == 0
-    assert "guided backpropagation" in result.notes[0]
+RECTIFIERS = {
+    "relu": torch.relu,
+    "clamp": lambda x: x.clamp(min=0),
+    "clamp_min": lambda x: torch.clamp_min(x, 0.0),
+    "maximum": lambda x: torch.maximum(x, torch.zeros((), dtype=x.dtype)),
+    "max": lambda x: torch.max(torch.zeros(1, dtype=x.dtype), x),
+    "gate": lambda x: (x > 0) * x,
+}
+
+
+@pytest.mark.parametrize("name", RECTIFIERS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_a_rectifier_keeps_its_values_and_its_own_derivative_at_zero(name, dtype, tmp_path):
+    module = Apply(RECTIFIERS[name])
+    edge = torch.finfo(dtype).smallest_normal
+    x = torch.tensor([[-1.0, -0.0, 0.0], [-edge, edge, 2.0]], dtype=dtype)
+    torch.jit.save(torch.jit.trace(module, x), tmp_path / "model.pt")
+    graph = lower(open_archive(tmp_path / "model.pt"), [x]).graph
+    values, gradients = [], []
+    for forward in (graph, module):
+        leaf = x.clone().requires_grad_()
+        values.append(forward(leaf * 1))
+        gradients.append(torch.autograd.grad(values[-1].sum(), leaf)[0])
+    assert torch.equal(*values)
+    assert torch.equal(*gradients)
+    assert count_rectifiers(graph, x) >= 1
+    assert any(isinstance(part, nn.ReLU) for part in graph.modules())
+
+
+def test_a_rectifier_in_other_words_follows_the_rules(tmp_path):
+    for name, function in RECTIFIERS.items():
+        module = nn.Sequential(nn.Linear(9, 5), Apply(function), nn.Linear(5, 3)).double()
+        graph = lower(opened(module, tmp_path / f"{name}.pt", example(SIGNAL)), [example(SIGNAL)])
+        twin = nn.Sequential(module[0], nn.ReLU(), module[2])
+        for rule in (ReluRule.GUIDED, ReluRule.DECONVNET):
+            gradients = []
+            for forward in (graph.graph, twin):
+                leaf = example(SIGNAL).requires_grad_()
+                with relu_rule(rule):
+                    gradients.append(torch.autograd.grad(forward(leaf)[..., 1].sum(), leaf)[0])
+            torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-13)
 
 
 def test_one_parameter_used_twice_stays_one_memory(tmp_path):

@@ -140,7 +140,7 @@ class TakesList(nn.Module):
         (Accumulates, "aten::add_ changes the model's own total"),
         (WritesToDetached, r"aten::\w+ writes to a detached tensor"),
         (WritesToExpanded, "aten::relu_ writes to a tensor whose elements share memory"),
-        (Quantized, "quantized tensors are not supported"),
+        (Quantized, "aten::quantize_per_tensor computes with quantised tensors"),
         (TakesList, "the input xs is a List"),
     ],
 )

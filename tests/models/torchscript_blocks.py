@@ -208,6 +208,19 @@ class Clipped(nn.Module):
         return self.embedding(tokens).sum(1)
 
 
+class Table(nn.Module):
+    """Embeddings without `nn.Embedding`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(11, 4))
+        self.positions = nn.Parameter(torch.randn(16, 4))
+
+    def forward(self, tokens):
+        x = self.table[tokens] + self.positions[torch.arange(tokens.size(1))]
+        return x.sum(1) + torch.index_select(self.table, 0, tokens[:, 0])
+
+
 class OneHot(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -407,10 +420,6 @@ FUNCTIONS = {
     "full_like": traced(lambda x: x * torch.full_like(x, 2.0) + torch.ones_like(x), SIGNAL, LONGER),
     "diagonal": traced(lambda x: x.bmm(x.mT).diagonal(dim1=1, dim2=2).diag_embed(), SIGNAL, LONGER),
     "pairwise": traced(lambda x: F.pairwise_distance(x, x.flip(1)) + F.softmin(x, 1).sum(1)[:, :4]),
-    "clamps": traced(
-        lambda x: x.clamp(min=0) + torch.clamp_min(x, 0) + torch.maximum(x, torch.zeros(()).to(x))
-    ),
-    "gate": traced(lambda x: x * (x > 0)),
     "nan": traced(lambda x: torch.nan_to_num(x.log(), nan=0.0) + x.isfinite() * x, SIGNAL, LONGER),
 }
 
@@ -420,7 +429,10 @@ TOKENS = {
     ),
     "bag_mean": Block(lambda: Bag("mean"), (7,), (9,), 11),
     "bag_sum": Block(lambda: Bag("sum", 0), (7,), (9,), 11),
+    "bag_mean_padded": Block(lambda: Bag("mean", 0), (7,), (9,), 3),
     "bag_max": Block(lambda: Bag("max"), (7,), (9,), 11),
+    "bag_max_padded": Block(lambda: Bag("max", 0), (7,), (9,), 3),
+    "table": Block(Table, (7,), (9,), 11),
     "offset_bag": Block(OffsetBag, (7,), (9,), 11),
     "max_norm": Block(Clipped, (7,), (9,), 11, ("trace",)),
     "one_hot": Block(OneHot, (7,), (9,), 11),

@@ -7,9 +7,17 @@ from torch import Tensor
 
 from ..lowered import Lowered, Unlowerable
 from .archive import ArchiveBody, open_archive, training_modules
+from .decisions import decided_otherwise
 from .walker import Walker
 
-__all__ = ["ArchiveBody", "Unlowerable", "lower", "open_archive", "training_modules"]
+__all__ = [
+    "ArchiveBody",
+    "Unlowerable",
+    "decided_otherwise",
+    "lower",
+    "open_archive",
+    "training_modules",
+]
 
 _SHOWN = 5  # of the modules in training mode
 

@@ -8,6 +8,7 @@ import torch
 from ..lowered import Unlowerable
 from .activations import PLAIN_LAYERS
 from .attention import FUSED
+from .bags import embedding_bag
 from .canonical import Call, NotCanonical
 from .memory import link, reshape_in_place, write
 from .recorder import Recorder
@@ -52,6 +53,7 @@ _KINDS = {
     "special_softmax": "softmax",
     "special_log_softmax": "log_softmax",
 }
+_COMPOSITE = {**FUSED, "embedding_bag": embedding_bag}
 _PACKING = {
     "_pack_padded_sequence": pack_padded_sequence,
     "_pad_packed_sequence": pad_packed_sequence,
@@ -82,8 +84,8 @@ class Operators:
         namespace, name = schema.name.split("::")
         if namespace != "aten":
             raise Unlowerable(f"the operator {schema.name} is not supported{self._where()}")
-        if name in FUSED:
-            result = FUSED[name](self, items)
+        if name in _COMPOSITE:
+            result = _COMPOSITE[name](self, items)
             if result is not NotImplemented:
                 return result
         if name in GATES:
@@ -175,7 +177,8 @@ class Operators:
         }
         if concrete(given["train"]) and concrete(given["dropout"]):
             self.recorder.note("dropout was active in the file; it is served in its inference form")
-        arguments = [Value(name), Value(schema.overload_name), *items]
+        states = [_bare(item) if key == "hx" else item for key, item in given.items()]
+        arguments = [Value(name), Value(schema.overload_name), *states]
         origin = self._origin(self._overload(name, schema), items)
         values = [concrete(self._fresh(item)) for item in arguments]
         result = self._attempt(recurrent, schema, values)
@@ -402,6 +405,16 @@ class Operators:
             name=self.recorder.named("to"),
         )
         return result
+
+
+def _bare(states: Item) -> Item:
+    """Hidden states without the reshape that `repairs` adds to an archive for safety."""
+    if isinstance(states, list):
+        return [_bare(state) for state in states]
+    view = states.view
+    if view is None or view.operator != "reshape":
+        return states
+    return view.base if view.base.value.shape == states.value.shape else states
 
 
 def _takes_tensor(schema: Any) -> bool:

@@ -201,8 +201,7 @@ def _convolution(quantiser: Quantiser, name: str, items: Sequence[Item]) -> _Res
     settings = packed.value
     names = ("stride", "padding", "output_padding", "dilation")
     stride, padding, output_padding, dilation = (
-        [Value(int(number)) for number in getattr(settings, setting)()[-axes:]]
-        for setting in names
+        [Value(int(number)) for number in getattr(settings, setting)()[-axes:]] for setting in names
     )
     groups = Value(int(settings.groups()))
     transposed = Value(name.startswith("conv_transpose"))
@@ -281,9 +280,7 @@ def _batch_norm(quantiser: Quantiser, name: str, items: Sequence[Item]) -> _Resu
 
 def _layer_norm(quantiser: Quantiser, name: str, items: Sequence[Item]) -> _Result:
     x, shape, weight, bias, epsilon, scale, zero = items
-    result = quantiser.call(
-        _aten.layer_norm.default, x, shape, weight, bias, epsilon, Value(False)
-    )
+    result = quantiser.call(_aten.layer_norm.default, x, shape, weight, bias, epsilon, Value(False))
     return result, scale, zero
 
 

@@ -3,17 +3,17 @@
 import operator
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from ..lowered import Lowered, Unlowerable
+from .decisions import Decision, Decisions, remove_dead
 from .memory import refresh
 from .values import Item, Origin, Value, leaves
 
-_GUARD_ROWS = (1, 2, 3)  # batch sizes at which decisions taken on shapes must come out the same
+_ROWS = (1, 2, 3)  # batch sizes at which decisions taken on shapes must come out the same
 
 _RESERVED = frozenset(dir(fx.GraphModule({}, fx.Graph())))
 
@@ -23,14 +23,6 @@ class _Entry:
 
     def __init__(self, name: str, node: fx.Node) -> None:
         self.name, self.node = name, node
-
-
-@dataclass
-class _Guard:
-    node: fx.Node
-    expected: Any
-    what: str
-    where: str
 
 
 class Recorder:
@@ -51,7 +43,7 @@ class Recorder:
         self._names, self._examples = tuple(names), tuple(examples)
         self._attributes: dict[str, Tensor | nn.Module] = {}
         self._entries: list[_Entry] = []
-        self._guards: list[_Guard] = []
+        self._decisions: list[Decision] = []
         self.inputs = [
             Value(example.detach().clone(), Origin.DATA, self.graph.placeholder(name))
             for name, example in zip(names, examples, strict=True)
@@ -137,7 +129,7 @@ class Recorder:
 
     def guard(self, node: fx.Node, expected: Any, what: str) -> None:
         """Demand that `node` gives `expected` whatever the batch size."""
-        self._guards.append(_Guard(node, expected, what, self.where()))
+        self._decisions.append(Decision(node, expected, what, self.where()))
 
     # Nodes
 
@@ -246,8 +238,11 @@ class Recorder:
             Unlowerable: a decision taken on a shape comes out differently at another batch size.
         """
         self.graph.output(self.argument(output))
-        self._check_guards()
-        _remove_dead(self.graph)
+        decisions = None
+        if self._decisions:
+            decisions = Decisions(self.graph, self._attributes, self._decisions)
+            self._check(decisions)
+        remove_dead(self.graph)
         kept = set(self.graph.nodes)
         layers = self._layers(kept)
         attributes: dict[str, Any] = {}
@@ -260,6 +255,8 @@ class Recorder:
                 attributes[str(node.target)] = attribute
         self.graph.lint()
         module = fx.GraphModule(attributes, self.graph, "Network").eval()
+        if decisions is not None:
+            decisions.attach(module)
         return Lowered(
             graph=module,
             input_names=self._names,
@@ -281,42 +278,22 @@ class Recorder:
             layers[name] = entry.node
         return layers
 
-    def _check_guards(self) -> None:
-        guards = self._guards
-        if not guards:
-            return
-        graph = fx.Graph()
-        copies: dict[fx.Node, fx.Node] = {}
-        graph.graph_copy(self.graph, copies)
-        graph.output([copies[guard.node] for guard in guards])
-        _remove_dead(graph)
-        used = {str(node.target) for node in graph.nodes if node.op in ("call_module", "get_attr")}
-        checks = fx.GraphModule({name: self._attributes[name] for name in used}, graph).eval()
+    def _check(self, decisions: Decisions) -> None:
+        """Refuse what depends on the batch size."""
         given = {len(example) for example in self._examples if example.dim()}
-        for rows in sorted(set(_GUARD_ROWS) - given):
+        for rows in sorted(set(_ROWS) - given):
             inputs = [
                 example.index_select(0, torch.arange(rows) % len(example))
                 if example.dim()
                 else example
                 for example in self._examples
             ]
-            try:
-                with torch.no_grad():
-                    found = checks(*inputs)
-            except (RuntimeError, ValueError, IndexError, TypeError):
-                continue  # a network of fixed batch size: it refuses such a batch aloud
-            for value, guard in zip(found, guards, strict=True):
-                if value != guard.expected:
-                    raise Unlowerable(f"{guard.what} depends on the batch size{guard.where}")
+            differing = decisions.differing(inputs)
+            if differing is not None:
+                raise Unlowerable(f"{differing.what} depends on the batch size{differing.where}")
 
 
 def _target(name: str) -> str:
     """The attribute that holds a layer's module: its name, where `GraphModule` leaves it free."""
     first, dot, rest = name.partition(".")
     return f"{first}_{dot}{rest}" if first in _RESERVED else name
-
-
-def _remove_dead(graph: fx.Graph) -> None:
-    for node in reversed(graph.nodes):
-        if node.op not in ("placeholder", "output") and not node.users:
-            graph.erase_node(node)

@@ -125,6 +125,6 @@ def _fits(source: Value, zero: Value) -> bool:
     """Whether a limit changes neither the shape nor the type of a tensor."""
     if not zero.is_tensor:
         return True
-    limit = zero.value
-    same = torch.result_type(source.value, limit) is source.value.dtype
-    return same and torch.broadcast_shapes(source.value.shape, limit.shape) == source.value.shape
+    with torch.no_grad():
+        joined = source.value + zero.value
+    return joined.shape == source.value.shape and joined.dtype is source.value.dtype

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .canonical import Builders, Call, Layer, NotCanonical, expanded
@@ -87,6 +88,24 @@ def _embedding(call: Call) -> Layer:
     weight = call.required("weight")
     module = nn.Embedding(weight.shape[0], weight.shape[1], device="meta")
     return Layer(_set(module, weight=weight), call.tensor("indices"), "embedding")
+
+
+@WEIGHTED_LAYERS.register("index", "index_select")
+def _lookup(call: Call) -> Layer:
+    """`table[tokens]`: an embedding in other words, unless a token counts from the end."""
+    weight = call.required("self")
+    given = call.items["indices" if call.operator == "index" else "index"]
+    tokens = given[0] if isinstance(given, list) and len(given) == 1 else given
+    if call.operator == "index_select" and call.static("dim") not in (0, -2):
+        raise NotCanonical
+    if not isinstance(tokens, Value) or not tokens.is_tensor or weight.dim() != 2:
+        raise NotCanonical
+    if tokens.value.dtype not in (torch.int64, torch.int32) or bool((tokens.value < 0).any()):
+        raise NotCanonical
+    if not weight.is_floating_point():
+        raise NotCanonical
+    module = nn.Embedding(weight.shape[0], weight.shape[1], device="meta")
+    return Layer(_set(module, weight=weight), tokens, "embedding")
 
 
 # Normalisation
