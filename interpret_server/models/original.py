@@ -32,7 +32,7 @@ class InputSet:
     """
 
     def __init__(self, items: Sequence[ResolvedInput], dtype: torch.dtype) -> None:
-        self.items = tuple(items)
+        self.items, self.dtype = tuple(items), dtype
         self.given = tuple(item for item in items if item.default is None)
         single = len(self.given) == 1
         self.packing = None if single else Packing([part(item) for item in self.given])

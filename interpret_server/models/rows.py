@@ -120,9 +120,8 @@ def graph_rows(lowered: Lowered, inputs: InputSet) -> Rows:
     placeholders = [node for node in graph.graph.nodes if node.op == "placeholder"]
     if len(placeholders) != len(inputs.items):
         raise Unlowerable("its graph takes other inputs than the file")
-    dtype = next(
-        (item.dtype for item in inputs.items if item.dtype is torch.float64), torch.float32
-    )
+    stated = {inputs.dtype, *(item.dtype for item in inputs.items)}
+    dtype = torch.float64 if torch.float64 in stated else torch.float32
     examples = _examples(inputs, dtype)
     lookups: dict[int, Lookup] = {}
     for item, placeholder in zip(inputs.items, placeholders, strict=True):
