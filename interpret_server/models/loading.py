@@ -4,17 +4,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from ..engine.api import InputInfo, LayerInfo, ModelInfo, Verification
 from ..errors import InvalidRequest, ModelRejected
 from .assembly import Body, assemble, from_graph, from_module
 from .batching import InGroups
 from .classifier import Capability, Classifier
+from .execution import Execution
 from .formats import digest, identify
 from .inputs import resolve_inputs
-from .lowered import Unlowerable
+from .lowered import Lowered, Unlowerable
 from .manifest import Format, InputKind, Manifest, OutputSpec
+from .mismatch import first_difference
 from .original import InputSet, Original
 from .rows import Rows, graph_rows, plain_rows
 from .sources import Source, brief, open_source
@@ -42,6 +44,7 @@ def load_classifier(
     *,
     device: torch.device,
     default_max_batch: int = 64,
+    execution: Execution = Execution.AUTO,
 ) -> LoadedModel:
     """Load a model file, turn it into a classifier and compare it with its own execution.
 
@@ -51,6 +54,7 @@ def load_classifier(
         manifest: what the file does not tell about itself.
         device: where the classifier is to run; it is verified on the CPU first.
         default_max_batch: most rows in one forward pass, where the manifest does not say.
+        execution: how much the form that runs may differ from the canonical graph.
 
     Raises:
         NotFound: there is no such file.
@@ -65,7 +69,7 @@ def load_classifier(
         output = output.model_copy(update={"classes": len(manifest.labels)})
     source = open_source(file_format, path, straight_through=manifest.straight_through)
     original = Original(source, resolve_inputs(manifest, source.inputs, source.dtype))
-    body, rows = _body(source, output, original)
+    body, rows, lowered = _body(source, output, original)
     if manifest.labels is not None and len(manifest.labels) != body.classes:
         raise InvalidRequest.field(
             "manifest.labels",
@@ -82,7 +86,8 @@ def load_classifier(
         encoder=rows.encoder,
         packing=rows.packing,
     )
-    verification, notes = _verified(classifier, body, rows, original, other)
+    classifier.execution = execution
+    verification, notes = _verified(classifier, body, rows, original, other, lowered)
     _move(classifier, device, rows.x.probes()[1])
     info = _info(
         classifier,
@@ -105,11 +110,13 @@ def load_classifier(
     return LoadedModel(classifier, info)
 
 
-def _body(source: Source, output: OutputSpec, original: Original) -> tuple[Body, Rows]:
+def _body(
+    source: Source, output: OutputSpec, original: Original
+) -> tuple[Body, Rows, Lowered | None]:
     try:
         lowered = source.graph(*original.example)
         rows = graph_rows(lowered, original.inputs)
-        return from_graph(lowered, rows.x, output), rows
+        return from_graph(lowered, rows.x, output), rows, lowered
     except Unlowerable as error:
         reason = brief(error)
     if original.module is None:
@@ -129,7 +136,7 @@ def _body(source: Source, output: OutputSpec, original: Original) -> tuple[Body,
         )
     except Unlowerable as error:
         raise ModelRejected(f"the file does not run: {brief(error)}") from error
-    return body, rows
+    return body, rows, None
 
 
 def _verified(
@@ -138,6 +145,7 @@ def _verified(
     rows: Rows,
     original: Original,
     other: InputSet | None,
+    lowered: Lowered | None,
 ) -> tuple[Verification, list[str]]:
     unverified = Verification("none", 0.0, 0.0, (), 0)
     if original.module is None:
@@ -160,8 +168,27 @@ def _verified(
         executor=original.source.executor,
         dtype=body.precision or original.source.dtype,
         noise=lambda: float32_noise(classifier.module, rows.encode(batches[0])),
+        where=lambda: _first_difference(body, rows, original, lowered, batches[0]),
     )
     return verification, []
+
+
+def _first_difference(
+    body: Body, rows: Rows, original: Original, lowered: Lowered | None, raw: Tensor
+) -> str | None:
+    at_once = body.module.size if isinstance(body.module, InGroups) else original.rows
+    raw = raw[torch.arange(at_once or len(raw)) % len(raw)]
+    graph = body.module.body if isinstance(body.module, InGroups) else body.module
+    if lowered is None or not isinstance(graph, fx.GraphModule):
+        return None
+    examples = original.inputs.to_file(raw)
+    return first_difference(
+        graph,
+        rows.x.normalise()(rows.encode(raw)),
+        body.layers,
+        lambda layers: original.source.values(lowered, examples, layers),
+        original.source.module_like,
+    )
 
 
 def _move(classifier: Classifier, device: torch.device, x: Tensor) -> None:

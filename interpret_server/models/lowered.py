@@ -24,6 +24,7 @@ class Lowered:
         input_names: the file's names of the inputs, in order.
         output_names: the file's names of the outputs, in order; empty where it has none.
         layers: layer name -> node name, in order of execution.
+        origins: layer name -> the file's own name of that value, where it has one.
         notes: what a user should know, one sentence each.
         mixes_rows: in the file's own execution the rows of a batch influence each other, so that
             it is compared one row at a time.
@@ -36,6 +37,7 @@ class Lowered:
     input_names: tuple[str, ...]
     output_names: tuple[str, ...] = ()
     layers: dict[str, str] = field(default_factory=dict)
+    origins: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     mixes_rows: bool = False
     row_by_row: bool = False

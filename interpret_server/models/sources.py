@@ -4,7 +4,7 @@ import contextlib
 import logging
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -70,6 +70,16 @@ class Source(ABC):
             Unlowerable: naming the operator or construct in the way.
         """
 
+    def values(
+        self, lowered: Lowered, examples: Sequence[Tensor], layers: Sequence[str]
+    ) -> Mapping[str, Tensor]:
+        """The file's own values of layers, as far as its execution shows them."""
+        return {}
+
+    def module_like(self, layer: str, ours: nn.Module) -> nn.Module | None:
+        """The file's own module of that name and of the class of ours, if it has one."""
+        return None
+
     def graph(self, *examples: Tensor) -> Lowered:
         """As `lower`; an unforeseen failure is logged and counts as unlowerable."""
         try:
@@ -134,6 +144,14 @@ class TorchScriptSource(Source):
 
         return lower(self.archive, examples)
 
+    def module_like(self, layer: str, ours: nn.Module) -> nn.Module | None:
+        module: Any = self.archive
+        for name in layer.split("."):
+            module = getattr(module, name, None)
+        if getattr(module, "original_name", "") != type(ours).__name__:
+            return None
+        return type(self.body)(module)
+
 
 def _stored_dtypes(archive: torch.jit.ScriptModule) -> Iterator[torch.dtype]:
     """The data types of an archive's weights, which a frozen archive holds as constants."""
@@ -154,13 +172,13 @@ class ExportedSource(Source):
     executor = "torch.export"
 
     def __init__(self, path: Path, *, straight_through: bool = False) -> None:
-        from .exported import inputs, open_program, original, output_names
+        from .exported import ProgramBody, inputs, open_program, output_names
 
         super().__init__(straight_through)
         self.program = open_program(path)
         self.inputs = inputs(self.program)
         self.output_names = output_names(self.program)
-        self.body = original(self.program)
+        self.body = ProgramBody(self.program)
         weights = [*self.program.state_dict.values(), *self.program.constants.values()]
         kept = (item.dtype for item in weights if isinstance(item, Tensor))
         self.dtype = next((dtype for dtype in kept if dtype.is_floating_point), self.dtype)
@@ -172,6 +190,14 @@ class ExportedSource(Source):
     def has_control_flow(self) -> bool:
         graph = self.program.graph_module
         return any(isinstance(item, fx.GraphModule) for item in graph.children())
+
+    def values(
+        self, lowered: Lowered, examples: Sequence[Tensor], layers: Sequence[str]
+    ) -> Mapping[str, Tensor]:
+        """What the program's own nodes of a module last gave, by the module's path."""
+        from .exported import module_values
+
+        return module_values(self.body, examples)
 
     def lower(self, *examples: Tensor) -> Lowered:
         from .exported import lower
@@ -228,6 +254,22 @@ class OnnxSource(Source):
     @property
     def original(self) -> nn.Module | None:
         return self._runtime
+
+    def values(
+        self, lowered: Lowered, examples: Sequence[Tensor], layers: Sequence[str]
+    ) -> Mapping[str, Tensor]:
+        """The file's own values of layers, by a session that gives them all."""
+        from .onnx import runtime
+
+        wanted = {name: lowered.origins[name] for name in layers if name in lowered.origins}
+        given = {*self.output_names, *(item.name for item in self.inputs)}
+        try:
+            session = runtime(self.path, also=sorted({*wanted.values()} - given))
+            found = session.run(*(value.detach().cpu() for value in examples))
+        except InterpretError:
+            return {}
+        by_name = dict(zip(session.output_names, found, strict=True))
+        return {name: by_name[value] for name, value in wanted.items() if value in by_name}
 
     def has_control_flow(self) -> bool:
         import onnx

@@ -114,6 +114,7 @@ def verify(
     executor: str,
     dtype: torch.dtype,
     noise: Callable[[], float],
+    where: Callable[[], str | None] = lambda: None,
 ) -> Verification:
     """Compare a served form with its file on several batches.
 
@@ -125,6 +126,7 @@ def verify(
         executor: what runs the file, for the report.
         dtype: the file's data type.
         noise: the network's own float32 noise, asked for only where the tolerance is exceeded.
+        where: the first layer that differs, asked for only where the two differ.
 
     Raises:
         ModelRejected: they differ by more than rounding explains.
@@ -134,10 +136,12 @@ def verify(
         for batch in batches:
             worst = worst.join(compare(logits(batch), reference(batch), source))
     if not agree(worst, dtype, noise):
+        layer = where()
+        first = "" if layer is None else f"; the first layer that differs is {layer}"
         raise ModelRejected(
             f"the loaded network differs from the file's own execution ({executor}) by "
             f"{worst.absolute:.3g}, {worst.relative:.2g} of the largest value, so it is not "
-            "served"
+            f"served{first}"
         )
     return Verification(
         reference=executor,

@@ -3,6 +3,7 @@
 from .body import ProgramBody, original
 from .lowering import lower
 from .program import open_program
+from .scopes import module_values
 from .signature import example_inputs, fixed_batch, inputs, output_names
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "fixed_batch",
     "inputs",
     "lower",
+    "module_values",
     "open_program",
     "original",
     "output_names",

@@ -1,12 +1,15 @@
 """Names layers after the modules that a program's nodes say they came from."""
 
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import fx
+import torch
+from torch import Tensor, fx
 
 from ..torchscript.recorder import Recorder
 from ..torchscript.values import Item, Value
+from .body import ProgramBody
 
 _EMPTY = "_empty_nn_module_stack_from_metadata_hook"
 
@@ -82,6 +85,47 @@ class Scopes:
                 self._recorder.name_output(call.path, call.output, call.since, leaf=not call.nested)
                 for outer in self._open:
                     outer.nested = True
+
+
+def module_values(body: ProgramBody, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
+    """What the modules without parts give in a program's own execution, by path.
+
+    Of a module that is called several times, the first call counts.
+
+    Args:
+        body: the program.
+        inputs: its tensor inputs.
+    """
+    stacks = {node: _stack(node) for node in body.graph.graph.nodes}
+    parents = {path for stack in stacks.values() for _, path in (stack or [])[:-1]}
+    return _Reader(body.graph, stacks, parents).read(body.arguments(inputs))
+
+
+class _Reader(fx.Interpreter):
+    def __init__(
+        self,
+        graph: fx.GraphModule,
+        stacks: Mapping[fx.Node, list[tuple[str, str]] | None],
+        parents: Collection[str],
+    ) -> None:
+        super().__init__(graph)
+        self._stacks, self._parents = stacks, parents
+        self._calls: dict[str, str] = {}
+        self._values: dict[str, Tensor] = {}
+
+    def read(self, arguments: Sequence[Any]) -> dict[str, Tensor]:
+        with torch.no_grad():
+            self.run(*arguments)
+        return self._values
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        stack = self._stacks.get(n)
+        if stack and isinstance(value, Tensor):
+            key, path = stack[-1]
+            if path not in self._parents and self._calls.setdefault(path, key) == key:
+                self._values[path] = value
+        return value
 
 
 def _stack(node: fx.Node) -> list[tuple[str, str]] | None:

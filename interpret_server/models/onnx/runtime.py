@@ -7,7 +7,7 @@ from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
-from onnx import ModelProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, TensorProto, ValueInfoProto, helper, numpy_helper
 from torch import Tensor
 
 from ...errors import FailedPrecondition, InvalidModel, InvalidRequest
@@ -141,7 +141,7 @@ class Reference(Runtime):
         return cast(Sequence[Any], values)
 
 
-def runtime(path: Path, *, threads: int = 1) -> OnnxRuntime:
+def runtime(path: Path, *, threads: int = 1, also: Sequence[str] = ()) -> OnnxRuntime:
     """A session of onnxruntime for a file, on the CPU.
 
     It is given the file's bytes after they were checked, and those of the files beside it; it
@@ -150,6 +150,7 @@ def runtime(path: Path, *, threads: int = 1) -> OnnxRuntime:
     Args:
         path: of the file.
         threads: that one operator may use.
+        also: values to give as further outputs.
 
     Raises:
         FailedPrecondition: onnxruntime is not installed.
@@ -163,6 +164,7 @@ def runtime(path: Path, *, threads: int = 1) -> OnnxRuntime:
             "on a machine with CUDA"
         ) from error
     model = load(path)
+    model.graph.output.extend(ValueInfoProto(name=name) for name in also)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = _FATAL_ONLY
