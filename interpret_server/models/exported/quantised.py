@@ -107,6 +107,8 @@ def _dtype(item: Item, default: torch.dtype) -> Value:
 def quantize(walker: "Walker", arguments: dict[str, Item]) -> Item:
     """`quantize_per_tensor` and `quantize_per_channel`."""
     source = arguments["input"]
+    if source.origin is not Origin.CONSTANT:
+        walker.precision = torch.int8
     if walker.straight_through and source.origin is not Origin.CONSTANT:
         dtype = Value(None)
     else:
@@ -134,9 +136,8 @@ def dequantize(walker: "Walker", arguments: dict[str, Item]) -> Item:
 
 def choose_qparams(walker: "Walker", arguments: dict[str, Item]) -> Item:
     """`choose_qparams`: scale and zero point by the values of a whole batch."""
-    walker.recorder.note(
-        "quantisation takes its scale from the whole batch, so rows of one batch affect each other"
-    )
+    walker.mixes_rows = True
+    walker.recorder.note("Quantisation takes its scale from the values of a whole batch.")
     limits = [arguments["quant_min"], arguments["quant_max"], arguments["eps"]]
     items = [arguments["input"], *limits, _dtype(arguments["dtype"], torch.int8)]
     return _record(walker, _chosen, items, "choose_qparams")

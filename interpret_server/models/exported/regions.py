@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..lowered import Unlowerable
-from ..torchscript.values import Item, Origin, Value
+from ..torchscript.values import DTYPES, Item, Origin, Value, leaves
 
 if TYPE_CHECKING:
     from .walker import Walker
@@ -16,11 +16,16 @@ _STEPS = 4096  # of all loops that are written out
 
 
 def _without_gradient(walker: "Walker", enabled: Item, body: Any, *items: Item) -> Item:
-    if enabled.value is False:
+    outputs = walker.run(body, items)
+    if enabled.value is False and any(
+        leaf.is_tensor and leaf.origin >= Origin.DATA and leaf.value.is_floating_point()
+        for leaf in leaves(outputs)
+    ):
         walker.recorder.note(
-            "a part of the program ran without gradients (torch.no_grad); here they pass through it"
+            "A part of the program ran without gradients (torch.no_grad); here they pass through "
+            "it."
         )
-    return tuple(walker.run(body, items))
+    return tuple(outputs)
 
 
 def _autocast(
@@ -33,9 +38,10 @@ def _autocast(
     *items: Item,
 ) -> Item:
     if enabled.value:
+        walker.precision = DTYPES.get(dtype.value, torch.bfloat16)
         walker.recorder.note(
-            "a part of the program ran in mixed precision (autocast); here it computes in the "
-            "precision of its weights"
+            "A part of the program ran in mixed precision (autocast); here it computes in the "
+            "precision of its weights."
         )
     return tuple(walker.run(body, items))
 

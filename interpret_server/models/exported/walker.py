@@ -59,6 +59,8 @@ class Walker:
     ) -> None:
         self._program = program
         self.straight_through = straight_through
+        self.precision: torch.dtype | None = None  # as `Lowered` has it
+        self.mixes_rows = False
         self._inputs = user_inputs(program)
         names = [name for name, value, _ in self._inputs if value is not None]
         if len(examples) != len(names):
@@ -82,6 +84,8 @@ class Walker:
         outputs = self.run(self.module, items, scopes=Scopes(self.recorder, graph))
         lowered = self.recorder.finish(self._nested(outputs))
         lowered.output_names = output_names(self._program)
+        lowered.precision = self.precision
+        lowered.mixes_rows = lowered.row_by_row = self.mixes_rows
         return lowered
 
     def _arguments(self, placeholders: Sequence[fx.Node]) -> list[Item]:
