@@ -1,7 +1,6 @@
 """The server: every service on one port, over one worker."""
 
 import asyncio
-import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -155,8 +154,7 @@ class Server:
         self._serving = False
         if self._watching is not None:
             self._watching.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._watching
+            await asyncio.wait({self._watching})
         await self._health.enter_graceful_shutdown()
         stopping = asyncio.create_task(self._server.stop(grace + _FLUSH))
         await self._worker.close(grace)

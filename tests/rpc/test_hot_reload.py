@@ -2,28 +2,20 @@
 
 import asyncio
 import gc
-import logging
 import weakref
 from pathlib import Path
 from shutil import move
 
 import pytest
-from reloading import Stage, staged, until
+from reloading import errors, staged, until
 
-from interpret_server.errors import AlreadyExists, NotFound, Unavailable
+from interpret_server.errors import AlreadyExists, NotFound
 from interpret_server.models.manifest import Manifest
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     return tmp_path / "models"
-
-
-def errors(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """The errors that were logged since the last call."""
-    found = [item.getMessage() for item in caplog.records if item.levelno >= logging.ERROR]
-    caplog.clear()
-    return found
 
 
 async def test_a_new_version_takes_the_name_and_the_old_one_goes(root: Path) -> None:
@@ -325,84 +317,3 @@ async def test_a_folder_that_still_changes_is_left_alone(
         await stage.reloader.update(patient=True)
         await until(lambda: stage.listed() == {})
         assert errors(caplog) == []
-
-
-async def test_two_updates_at_once_load_each_version_once(root: Path) -> None:
-    async with staged(root) as stage:
-        stage.write("net/1/model.pt", "1")
-        stage.loader.go.clear()
-        updates = [asyncio.create_task(stage.reloader.update()) for _ in range(2)]
-        await until(stage.loader.begun.is_set)
-        stage.loader.go.set()
-        assert await asyncio.gather(*updates) == [(), ()]
-        assert stage.loader.loads == ["net@1 1"]
-
-
-async def test_calls_during_a_reload_are_answered_by_the_old_model(root: Path) -> None:
-    async with staged(root) as stage:
-        stage.write("net/1/model.pt", "1")
-        await stage.reloader.update()
-        stage.loader.begun.clear()
-        stage.loader.go.clear()
-        stage.write("net/1/model.pt", "2")
-        update = asyncio.create_task(stage.reloader.update())
-        await until(stage.loader.begun.is_set)
-        assert await stage.scale() == 1
-        stage.loader.go.set()
-        await update
-        assert await stage.scale() == 2
-
-
-async def test_a_model_unloaded_during_its_reload_comes_back_reloaded(root: Path) -> None:
-    async with staged(root) as stage:
-        stage.write("net/1/model.pt", "1")
-        await stage.reloader.update()
-        stage.loader.begun.clear()
-        stage.loader.go.clear()
-        stage.write("net/1/model.pt", "2")
-        update = asyncio.create_task(stage.reloader.update())
-        await until(stage.loader.begun.is_set)
-        await stage.names.unload("net")
-        with pytest.raises(NotFound):
-            await stage.scale()
-        stage.loader.go.set()
-        assert await update == ()
-        assert await stage.scale() == 2
-
-
-async def test_closing_during_a_reload_ends_it_without_a_complaint(
-    root: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    async with staged(root) as stage:
-        stage.write("net/1/model.pt", "1")
-        stage.loader.go.clear()
-        update = asyncio.create_task(stage.reloader.update())
-        await until(stage.loader.begun.is_set)
-        await stage.names.close(0)
-        stage.loader.go.set()
-        assert await update == ()
-        with pytest.raises(Unavailable):
-            await stage.scale("net@1")
-        assert errors(caplog) == []
-
-
-async def _watched(stage: Stage, seconds: float) -> None:
-    watching = asyncio.create_task(stage.reloader.watch(seconds))
-    try:
-        stage.write("net/1/model.pt", "1")
-        if not seconds:
-            stage.reloader.ask()
-        await until(lambda: stage.listed() == {"net": "1"})
-        stage.write("net/1/model.pt", "corrupt")
-        if not seconds:
-            stage.reloader.ask()
-        await until(lambda: "net@1 corrupt" in stage.loader.loads)
-        assert await stage.scale() == 1
-    finally:
-        watching.cancel()
-
-
-@pytest.mark.parametrize("seconds", [0.0, 0.01])
-async def test_changes_are_noticed_when_asked_and_at_intervals(root: Path, seconds: float) -> None:
-    async with staged(root) as stage:
-        await _watched(stage, seconds)
