@@ -237,3 +237,42 @@ def test_narrow_grids_agree_with_the_reference(code, tmp_path):
     for graph in (to_module(path), import_model(path, straight_through=True).graph):
         y = graph(x)
         assert torch.equal(y if isinstance(y, Tensor) else y[0], torch.tensor(expected))
+
+
+def test_rounding_by_hand_passes_gradients_by_request(tmp_path):
+    path = tmp_path / "model.onnx"
+    nodes = [
+        helper.make_node("Div", ["x", "s"], ["scaled"]),
+        helper.make_node("Round", ["scaled"], ["whole"]),
+        helper.make_node("Clip", ["whole", "low", "high"], ["kept"]),
+        helper.make_node("Mul", ["kept", "s"], ["y"]),
+    ]
+    values = {"s": 0.5, "low": -2.0, "high": 3.0}
+    stored = [numpy_helper.from_array(np.array(v, np.float32), n) for n, v in values.items()]
+    infos = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["rows"]) for n in "xy"]
+    save(path, nodes, infos[:1], stored, infos[1:])
+    x = torch.tensor([-2.0, -0.6, 0.2, 1.1, 9.0], requires_grad=True)
+    for straight_through, expected in ((False, [0, 0, 0, 0, 0]), (True, [0, 1, 1, 1, 0])):
+        y = import_model(path, straight_through=straight_through).graph(x)
+        assert y.tolist() == [-1, -0.5, 0, 1, 1.5]
+        assert torch.autograd.grad(y.sum(), x)[0].tolist() == expected
+
+
+def test_integers_cast_to_wider_ones_keep_their_gradient(tmp_path):
+    path = tmp_path / "model.onnx"
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
+        helper.make_node("Cast", ["q"], ["wide"], to=TensorProto.INT32),
+        helper.make_node("Cast", ["wide"], ["number"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["number", "s"], ["y"]),
+    ]
+    stored = [
+        numpy_helper.from_array(np.array(0.5, np.float32), "s"),
+        numpy_helper.from_array(np.array(0, np.int8), "z"),
+    ]
+    infos = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["rows"]) for n in "xy"]
+    save(path, nodes, infos[:1], stored, infos[1:])
+    x = torch.tensor([-0.6, 0.2, 1.4], requires_grad=True)
+    y = import_model(path, straight_through=True).graph(x)
+    assert torch.equal(y, runtime(path).run(x)[0])
+    assert torch.autograd.grad(y.sum(), x)[0].tolist() == [1, 1, 1]

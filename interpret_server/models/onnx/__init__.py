@@ -9,10 +9,10 @@ from torch import Tensor, fx, nn
 from ...errors import InvalidModel
 from ..lowered import Lowered, Unlowerable
 from .builder import FixedBatch
+from .carried import holds_integers
 from .file import Header, TensorInfo, header, load, read_header
 from .importer import SIZES, Importer
 from .limits import LIMITS, Deadline, Limits
-from .operators.quantised import holds_integers
 from .rows import RowByRow
 from .runtime import OnnxRuntime, Reference, reference, runtime
 
@@ -53,13 +53,20 @@ def import_model(path: Path, *, straight_through: bool = False, limits: Limits =
     deadline = Deadline(limits.seconds)
     model = load(path, limits)
     failure: Unlowerable | InvalidModel | None = None
+    found: Lowered | None = None
     for sizes in SIZES if _has_free_sizes(model) else SIZES[:1]:
         try:
-            return _imported(model, sizes, straight_through, limits, deadline)
+            lowered = _imported(model, sizes, straight_through, limits, deadline)
         except (Unlowerable, InvalidModel) as error:
             failure = failure or error
-    assert failure is not None
-    raise failure
+            continue
+        found = found or lowered
+        if not lowered.row_by_row:  # which may be for want of shapes, at sizes that are too large
+            return lowered
+    if found is None:
+        assert failure is not None
+        raise failure
+    return found
 
 
 def _has_free_sizes(model: ModelProto) -> bool:

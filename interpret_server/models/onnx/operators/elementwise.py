@@ -9,6 +9,8 @@ from torch import Tensor, fx, nn
 
 from ...lowered import Unlowerable
 from ..call import Call
+from ..carried import carried, holds_integers, integer_type
+from ..grid import limits
 from ..registry import operator
 from ..values import Maybe, Output, Value
 
@@ -74,9 +76,19 @@ _BINARY: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-@operator(*_UNARY)
+@operator(*(name for name in _UNARY if name != "Round"))
 def unary(call: Call, x: Value) -> Output:
     return call.function(_UNARY[call.operator], x)
+
+
+def round_straight_through(x: Tensor) -> Tensor:
+    """`x` rounded half to even, with the gradient of `x`."""
+    return x + (x.round() - x).detach()
+
+
+@operator("Round")
+def rounding(call: Call, x: Value) -> Output:
+    return call.function(round_straight_through if call.straight_through else torch.round, x)
 
 
 @operator(*(name for name in _BINARY if name != "Add"))
@@ -164,9 +176,18 @@ _OLD_NAMES = {"FLOAT": 1, "UINT8": 2, "INT8": 3, "INT32": 6, "INT64": 7, "BOOL":
 @operator("Cast")
 def cast(call: Call, x: Value) -> Output:
     code = call.attributes["to"]
-    return call.function(
-        convert, x, call.target_dtype(_OLD_NAMES.get(code, 0) if isinstance(code, str) else code)
-    )
+    dtype = call.target_dtype(_OLD_NAMES.get(code, 0) if isinstance(code, str) else code)
+    if holds_integers(x) and _holds(dtype, integer_type(call, x)):
+        return carried(call.module(nn.Identity(), x, kind="cast"), dtype)
+    return call.function(convert, x, dtype)
+
+
+def _holds(dtype: torch.dtype, grid: torch.dtype) -> bool:
+    """Whether an integer type has room for another."""
+    if dtype.is_floating_point or dtype is torch.bool:
+        return False
+    (low, high), (least, most) = limits(dtype), limits(grid)
+    return low <= least and most <= high
 
 
 @operator("CastLike")

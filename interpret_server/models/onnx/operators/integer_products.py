@@ -11,12 +11,13 @@ from torch import Tensor, fx
 
 from ...lowered import Unlowerable
 from ..call import Call
+from ..carried import carried, form_of, integer_type
 from ..grid import centred, limits, requantise, spread
 from ..registry import operator
 from ..values import Maybe, Output, Value
 from .convolution import add_channels, conv
 from .linear import add, matmul
-from .quantised import MICROSOFT, as_type, carried, dynamic, form_of, integer_type
+from .quantised import MICROSOFT, as_type, dynamic
 
 _EXACT = 2**24  # float32 holds all integers up to here
 _ROW, _COLUMN, _CHANNEL = -2, -1, 1

@@ -13,12 +13,13 @@ from torch import Tensor
 
 from ...lowered import Unlowerable
 from ..call import Call
+from ..carried import carried, form_of, integer_type
 from ..grid import dequantise, onto_grid, quantise
 from ..registry import operator
 from ..values import Maybe, Output, Value
 from .activation import flattened_softmax, leaky_relu, sigmoid, softmax
 from .pooling import average_pool
-from .quantised import MICROSOFT, carried, form_of, integer_type
+from .quantised import MICROSOFT
 
 
 def _numbers(call: Call, x: Value, scale: Value, zero: Maybe) -> Value:
