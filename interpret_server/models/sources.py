@@ -229,6 +229,11 @@ class OnnxSource(Source):
         with contextlib.suppress(Unlowerable):  # first: the importer limits what a file may ask for
             self._lowered = self.graph()
         self._runtime = self._open()
+        if self._runtime is not None and self._runtime.session.trained:
+            listed = ", ".join(self._runtime.session.trained[:5])
+            self.notes.append(
+                f"The file was in training mode ({listed}); it is served in its inference form."
+            )
         self.executor = "none" if self._runtime is None else self._runtime.session.executor
 
     def _open(self) -> "_Runtime | None":

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...errors import FailedPrecondition, InvalidModel, InvalidRequest
 from .file import all_nodes, header, load
+from .inference import to_inference
 
 _DTYPES: dict[str, torch.dtype] = {
     "tensor(float)": torch.float32,
@@ -41,9 +42,11 @@ class Runtime(ABC):
         input_shapes: all axes of each input; None where the file leaves a size open.
         input_dtypes: of each input; others are converted on the way in.
         output_names: of the outputs that are tensors of numbers or lists of class scores.
+        trained: the nodes that the file has in training mode; they run in their inference form.
     """
 
     executor: ClassVar[str]
+    trained: tuple[str, ...] = ()
     input_names: tuple[str, ...]
     input_shapes: tuple[tuple[int | None, ...], ...]
     input_dtypes: tuple[torch.dtype, ...]
@@ -145,7 +148,7 @@ def runtime(path: Path, *, threads: int = 1, also: Sequence[str] = ()) -> OnnxRu
     """A session of onnxruntime for a file, on the CPU.
 
     It is given the file's bytes after they were checked, and those of the files beside it; it
-    opens nothing itself.
+    opens nothing itself. A file in training mode runs in its inference form.
 
     Args:
         path: of the file.
@@ -164,6 +167,7 @@ def runtime(path: Path, *, threads: int = 1, also: Sequence[str] = ()) -> OnnxRu
             "on a machine with CUDA"
         ) from error
     model = load(path)
+    trained = to_inference(model)
     model.graph.output.extend(ValueInfoProto(name=name) for name in also)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
@@ -174,7 +178,7 @@ def runtime(path: Path, *, threads: int = 1, also: Sequence[str] = ()) -> OnnxRu
     held = _detach_weights(model) if model.ByteSize() > _LARGEST_MESSAGE else {}
     values = [onnxruntime.OrtValue.ortvalue_from_numpy(value) for value in held.values()]
     options.add_external_initializers(list(held), values)
-    return cast(
+    session = cast(
         OnnxRuntime,
         _guard(
             lambda: OnnxRuntime(
@@ -185,6 +189,8 @@ def runtime(path: Path, *, threads: int = 1, also: Sequence[str] = ()) -> OnnxRu
             InvalidModel("model: onnxruntime cannot load the file"),
         ),
     )
+    session.trained = trained
+    return session
 
 
 def reference(path: Path) -> Reference:
@@ -195,6 +201,7 @@ def reference(path: Path) -> Reference:
             whose length nobody limits.
     """
     model = load(path)
+    trained = to_inference(model)
     nodes = list(all_nodes(model))
     if (
         model.ByteSize() > _LARGEST_REFERENCE
@@ -202,13 +209,15 @@ def reference(path: Path) -> Reference:
         or any(node.op_type in ("Loop", "Scan") for node in nodes)
     ):
         raise InvalidModel("model: the file is too large for the reference evaluation")
-    return cast(
+    evaluation = cast(
         Reference,
         _guard(
             lambda: Reference(model),
             InvalidModel("model: the reference evaluation does not know the file's operators"),
         ),
     )
+    evaluation.trained = trained
+    return evaluation
 
 
 def _detach_weights(model: ModelProto) -> dict[str, Any]:
