@@ -186,6 +186,19 @@ def test_an_operator_known_only_by_its_standard_body_is_expanded(path):
     torch.testing.assert_close(to_module(path)(x)[0], -x[torch.arange(3), torch.tensor([0, 2, 1])])
 
 
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+def test_a_standard_body_passes_its_attributes_on_to_the_bodies_inside(reduction, path):
+    write(
+        path,
+        [node("SoftmaxCrossEntropyLoss", "x t", "y", reduction=reduction)],
+        [3, 4],
+        store(t=ints(0, 2, 1)),
+    )
+    x, t = torch.randn(3, 4), torch.tensor([0, 2, 1])
+    expected = nn.functional.cross_entropy(x, t, reduction=reduction)
+    torch.testing.assert_close(to_module(path)(x)[0], expected)
+
+
 def test_a_function_of_the_files_own_is_expanded(path):
     body = helper.make_function(
         "own",

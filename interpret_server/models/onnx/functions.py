@@ -37,7 +37,9 @@ def schema_function(call: Call, node: NodeProto, inputs: Sequence[Maybe]) -> Bod
         types = [_type(call, value) for value in inputs]
         function.ParseFromString(
             schema.get_context_dependent_function_with_opset_version(
-                version, node.SerializeToString(), [item.SerializeToString() for item in types]
+                version,
+                _resolved(call, node).SerializeToString(),
+                [item.SerializeToString() for item in types],
             )
         )
     else:
@@ -50,6 +52,23 @@ def schema_function(call: Call, node: NodeProto, inputs: Sequence[Maybe]) -> Bod
                 value = to_tensor(value)
             defaults[name] = value.decode() if isinstance(value, bytes) else value
     return Body(function, defaults)
+
+
+def _resolved(call: Call, node: NodeProto) -> NodeProto:
+    """The node with the values that attributes of the function around it refer to."""
+    copy = NodeProto()
+    copy.CopyFrom(node)
+    del copy.attribute[:]
+    for attribute in node.attribute:
+        if not attribute.ref_attr_name:
+            copy.attribute.append(attribute)
+        elif attribute.name in call.attributes:
+            value = call.attributes[attribute.name]
+            if isinstance(value, torch.Tensor):
+                value = onnx.numpy_helper.from_array(value.numpy())
+            made = onnx.helper.make_attribute(attribute.name, value, attr_type=attribute.type)
+            copy.attribute.append(made)
+    return copy
 
 
 def _newest(versions: Sequence[int], opset: int) -> int:

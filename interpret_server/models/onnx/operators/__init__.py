@@ -20,6 +20,7 @@ from . import (
     resize,
     sequence,
     shape,
+    signal,
 )
 
 __all__ = [
@@ -42,4 +43,5 @@ __all__ = [
     "resize",
     "sequence",
     "shape",
+    "signal",
 ]
