@@ -1,6 +1,7 @@
 """Model files out of the architectures: TorchScript, torch.export, ONNX by both exporters."""
 
 import contextlib
+import copy
 import io
 import logging
 import warnings
@@ -15,13 +16,17 @@ from torch import nn
 
 from .architectures import ZOO, Architecture, eager
 
+_WHOLE = (nn.ModuleList, nn.ModuleDict, nn.RNNBase)  # which cannot be scripted by themselves
+
 
 class Exporter(StrEnum):
     """What writes the file."""
 
     SCRIPT = "script"
     TRACE = "trace"
-    FREEZE = "freeze"  # the scripted archive, frozen
+    FREEZE = "freeze"  # scripted, then frozen
+    FREEZE_TRACE = "freezetrace"
+    MIXED = "mixed"  # traced, with one child scripted
     EXPORT = "export"  # torch.export
     LEGACY = "onnx"  # ONNX by way of TorchScript
     DYNAMO = "dynamo"  # ONNX by way of torch.export
@@ -60,14 +65,14 @@ def write(name: str, export: Export, path: Path) -> None:
     """Export an architecture to a file; raises whatever the exporter raises."""
     with _quiet():
         match export.exporter:
-            case Exporter.SCRIPT | Exporter.TRACE | Exporter.FREEZE:
-                torch.jit.save(_archive(name, export), str(path))
             case Exporter.EXPORT:
                 torch.export.save(_program(name, export.dynamic, export.dtype), path)
             case Exporter.LEGACY:
                 _legacy(name, export, path)
             case Exporter.DYNAMO:
                 _dynamo(name, export, path)
+            case _:
+                torch.jit.save(_archive(name, export), str(path))
 
 
 @contextlib.contextmanager
@@ -85,22 +90,35 @@ def _quiet() -> Iterator[None]:
 
 def _archive(name: str, export: Export) -> torch.jit.ScriptModule:
     module = eager(name, export.dtype)
-    if export.exporter is Exporter.TRACE:
-        traced: torch.jit.ScriptModule = torch.jit.trace(
-            module, ZOO[name].example(3, export.dtype), check_trace=False
-        )
-        return traced
-    scripted = torch.jit.script(module)
-    return torch.jit.freeze(scripted) if export.exporter is Exporter.FREEZE else scripted
+    match export.exporter:
+        case Exporter.SCRIPT:
+            return torch.jit.script(module)
+        case Exporter.FREEZE:
+            return torch.jit.freeze(torch.jit.script(module))
+        case Exporter.MIXED:
+            module = _with_scripted_child(module)
+    example = ZOO[name].example(3, export.dtype)
+    with torch.no_grad():  # as most people trace; attention then takes its fused form
+        traced: torch.jit.ScriptModule = torch.jit.trace(module, example, check_trace=False)
+    return torch.jit.freeze(traced) if export.exporter is Exporter.FREEZE_TRACE else traced
+
+
+def _with_scripted_child(module: nn.Module) -> nn.Module:
+    module = copy.deepcopy(module)
+    children = {n: parameters(m) for n, m in module.named_children() if not isinstance(m, _WHOLE)}
+    largest = max(children, key=children.__getitem__)
+    setattr(module, largest, torch.jit.script(module.get_submodule(largest)))
+    return module
 
 
 @cache
 def _program(name: str, dynamic: bool, dtype: torch.dtype) -> torch.export.ExportedProgram:
     architecture = ZOO[name]
     example = architecture.example(3 if dynamic else 1, dtype)
-    return torch.export.export(
-        eager(name, dtype), example, dynamic_shapes=_free_axes(architecture, dynamic)
-    )
+    with torch.set_grad_enabled(dynamic):  # both are common; without, attention is fused
+        return torch.export.export(
+            eager(name, dtype), example, dynamic_shapes=_free_axes(architecture, dynamic)
+        )
 
 
 def _free_axes(architecture: Architecture, dynamic: bool) -> tuple[dict[int, object], ...] | None:

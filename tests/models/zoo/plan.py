@@ -11,13 +11,16 @@ from .exports import Export, Exporter
 LEGACY_OPSETS = range(13, 21)
 DYNAMO_OPSETS = range(18, 24)
 _ARCHIVES = (Exporter.SCRIPT, Exporter.TRACE, Exporter.FREEZE)
+_OTHER_ARCHIVES = (Exporter.MIXED, Exporter.FREEZE_TRACE)
 _DOUBLE = torch.float64
 
 
 def full() -> list[Cell]:
     """Every architecture, exporter, opset, batch and data type."""
     exports = [
-        Export(exporter, dtype=d) for d in (torch.float32, _DOUBLE) for exporter in _ARCHIVES
+        Export(exporter, dtype=dtype)
+        for dtype in (torch.float32, _DOUBLE)
+        for exporter in (*_ARCHIVES, *_OTHER_ARCHIVES)
     ]
     for dtype in (torch.float32, _DOUBLE):
         for dynamic in (True, False):
@@ -37,6 +40,7 @@ def covering() -> list[Cell]:
         exports = [
             *(Export(exporter) for exporter in _ARCHIVES),
             Export(_ARCHIVES[index % 3], dtype=_DOUBLE),
+            Export(_OTHER_ARCHIVES[index % 2]),
             Export(Exporter.EXPORT),
             Export(Exporter.EXPORT, dynamic=False),
             Export(Exporter.EXPORT, dtype=_DOUBLE),
