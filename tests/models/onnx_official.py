@@ -66,23 +66,6 @@ _TYPES: Mapping[int, str] = {
 _WIDE_UNSIGNED = (TensorProto.UINT16, TensorProto.UINT32, TensorProto.UINT64)
 _TRAINING = "runs in training mode"
 
-PENDING: frozenset[str] = frozenset(
-    [
-        "AffineGrid",
-        "Attention",
-        "GRU",
-        "If",
-        "LinearAttention",
-        "Loop",
-        "LSTM",
-        "Range",
-        "ReverseSequence",
-        "RNN",
-        "Scan",
-    ]
-)
-"""Operators whose cases may still fail."""
-
 
 @dataclass(frozen=True)
 class Case:
