@@ -183,6 +183,24 @@ CASES = [
         fed=(2,),
     ),
 ]
+CASES += [
+    microsoft(
+        "QLinearWhere",
+        (
+            A > 128,
+            A,
+            SA,
+            np.array(7, U8),
+            A[::-1].copy(),
+            SB,
+            np.array(9, U8),
+            SY,
+            np.array(3, U8),
+        ),
+        fed=fed,
+    )
+    for fed in ((1,), (4,), (0, 1, 4))
+]
 # Sums of floating-point numbers, which differ by rounding.
 INEXACT = [
     microsoft(

@@ -96,6 +96,8 @@ def test_statically_quantised_network(
             assert gap == 0
         else:  # computed in floating point, where other sums round other ways
             assert gap <= 1.01 * one_step(path)
+    assert any("lets no gradient through" in note for note in plain.notes)
+    assert any("straight through" in note for note in through.notes)
     assert gradient(plain.graph, IMAGES) is None
     node = first_undifferentiable(plain.graph, IMAGES)
     assert node is not None

@@ -30,6 +30,16 @@ __all__ = [
 ]
 
 
+_STRAIGHT_THROUGH = (
+    "The file quantises its activations; gradients pass straight through the rounding, except "
+    "where it saturates."
+)
+_NO_GRADIENT = (
+    "The file quantises its activations, which lets no gradient through; the manifest's "
+    "straight_through asks for gradients as if nothing were rounded."
+)
+
+
 def import_model(path: Path, *, straight_through: bool = False, limits: Limits = LIMITS) -> Lowered:
     """An ONNX file in canonical form, for inference, with a batch axis of any size.
 
@@ -117,6 +127,7 @@ def _imported(
         )
     if any(holds_integers(node) for node in lowered.graph.graph.nodes):
         lowered.precision = torch.int8
+        notes.append(_STRAIGHT_THROUGH if straight_through else _NO_GRADIENT)
     if importer.halves:
         lowered.precision = lowered.precision or torch.float16
         notes.append("The file's float16 weights and values are computed in float32.")

@@ -103,6 +103,24 @@ def qlinear_concat(call: Call, y_scale: Value, y_zero: Value, *inputs: Any) -> O
     return carried(result, grid)
 
 
+@operator("QLinearWhere", domain=MICROSOFT)
+def qlinear_where(
+    call: Call,
+    condition: Value,
+    a: Value,
+    a_scale: Value,
+    a_zero: Maybe,
+    b: Value,
+    b_scale: Value,
+    b_zero: Maybe,
+    y_scale: Value,
+    y_zero: Maybe,
+) -> Output:
+    numbers = _numbers(call, a, a_scale, a_zero), _numbers(call, b, b_scale, b_zero)
+    chosen = call.function(torch.where, condition, *numbers, kind="where")
+    return _quantised(call, chosen, y_scale, y_zero, a if form_of(call, a) != "integers" else b)
+
+
 def add_quantised(
     a: Tensor,
     a_scale: Tensor,
