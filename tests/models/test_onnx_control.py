@@ -1,14 +1,12 @@
-"""If, Loop and Scan, and sequences, against onnxruntime and the reference evaluator."""
+"""If, Loop and Scan against onnxruntime, the reference evaluator and exported modules."""
 
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
-import onnx.parser
 import pytest
 import torch
-from onnx.reference import ReferenceEvaluator
+from onnx_text import batches, check, write
 from torch import Tensor, nn
 
 from interpret_server.errors import InvalidModel
@@ -18,37 +16,6 @@ from interpret_server.models.onnx import import_model, looping, runtime, to_modu
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "model.onnx"
-
-
-def write(path: Path, text: str, opset: int = 17) -> None:
-    header = f'<ir_version: 8, opset_import: ["" : {opset}]>\n'
-    path.write_bytes(onnx.parser.parse_model(header + text).SerializeToString())
-
-
-def check(path: Path, *inputs: Tensor, gradient: bool = True, reference: bool = True) -> None:
-    """Both forms of the import against both oracles; the gradient against differences."""
-    forms = [to_module(path), import_model(path).graph]
-    session = runtime(path)._session
-    feeds = {item.name: x.numpy() for item, x in zip(session.get_inputs(), inputs, strict=True)}
-    exact = session.run(None, feeds)
-    others = ReferenceEvaluator(str(path)).run(None, feeds) if reference else exact
-    for form in forms:
-        outputs = form(*inputs)
-        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-        for ours, expected, other in zip(outputs, exact, others, strict=True):
-            torch.testing.assert_close(ours, torch.from_numpy(np.array(expected)))
-            # The reference joins what a loop's steps give instead of stacking it.
-            torch.testing.assert_close(ours, torch.from_numpy(other.reshape(expected.shape)))
-    if gradient:
-        module = forms[0].double()
-        leaves = [x.double().requires_grad_() if x.is_floating_point() else x for x in inputs]
-        assert torch.autograd.gradcheck(
-            lambda *xs: [y for y in module(*xs) if y.is_floating_point()], leaves, fast_mode=True
-        )
-
-
-def batches(*shape: int) -> list[Tensor]:
-    return [torch.randn(rows, *shape) for rows in (1, 3)]
 
 
 CHOICE = """
@@ -390,99 +357,6 @@ def test_scans_of_opset_8_take_each_row_by_itself(lengths, back, path):
         [value.double().requires_grad_() for value in (h, x)],
         fast_mode=True,
     )
-
-
-STATIC_SEQUENCE = """
-static (float[n, 4] x) => (float[n, m] y, int64 length) {
-    one = Constant <value: tensor = int64 {1}> ()
-    last = Constant <value: tensor = int64 {-1}> ()
-    two = Constant <value: tensor = int64 {2}> ()
-    a = Relu (x)
-    empty = SequenceEmpty ()
-    first = SequenceInsert (empty, a)
-    more = SequenceConstruct (x, a)
-    joined = ConcatFromSequence <axis: int = 1> (more)
-    pieces = SplitToSequence <axis: int = 1> (joined, two)
-    shorter = SequenceErase (pieces, one)
-    b = SequenceAt (shorter, last)
-    c = SequenceAt (first, last)
-    longer = SequenceInsert (shorter, b, one)
-    length = SequenceLength (longer)
-    parts = SequenceConstruct (b, c)
-    y = ConcatFromSequence <axis: int = -1> (parts)
-}"""
-
-
-def test_sequences_of_known_length_leave_no_trace(path):
-    write(path, STATIC_SEQUENCE)
-    for x in batches(4):
-        check(path, x)
-    nodes = import_model(path).graph.graph.nodes
-    assert not any(node.meta.get("kind") == "sequence" for node in nodes)
-
-
-DYNAMIC_SEQUENCE = """
-dynamic (float[n, 3] x, int64 times) => (float[n, k, 3] y, float[n, 3] z, int64 length) {
-    yes = Constant <value: tensor = bool {1}> ()
-    zero = Constant <value: tensor = int64 {0}> ()
-    empty = SequenceConstruct (x)
-    all, w = Loop (times, yes, empty, x) <
-        body = step (int64 i, bool before, seq(float[n, 3]) list, float[n, 3] a) =>
-            (bool after, seq(float[n, 3]) longer, float[n, 3] b) {
-            after = Identity (before)
-            b = Sin (a)
-            longer = SequenceInsert (list, b)
-        }
-    >
-    length = SequenceLength (all)
-    shorter = SequenceErase (all, zero)
-    z = SequenceAt (all, times)
-    y = ConcatFromSequence <axis: int = 1, new_axis: int = 1> (shorter)
-}"""
-
-
-@pytest.mark.parametrize("times", [1, 4])
-def test_sequences_that_a_loop_fills_agree_with_the_oracles(times, path):
-    write(path, DYNAMIC_SEQUENCE)
-    for x in batches(3):
-        check(path, x, torch.tensor(times))
-
-
-def test_a_position_outside_a_sequence_is_refused(path):
-    write(
-        path,
-        """
-        outside (float[n] x) => (float[n] y) {
-            two = Constant <value: tensor = int64 {2}> ()
-            both = SequenceConstruct (x, x)
-            y = SequenceAt (both, two)
-        }""",
-    )
-    with pytest.raises(InvalidModel, match="position 2 of a sequence of 2"):
-        import_model(path)
-
-
-def test_a_table_read_by_tokens_is_an_embedding(path):
-    write(
-        path,
-        """
-        embedded (int64[n, k] tokens) => (float[n, k, 2] y) {
-            table = Constant <value: tensor = float[3, 2] {0, 1, 2, 3, 4, 5}> ()
-            rows = Gather (table, tokens)
-            y = Tanh (rows)
-        }""",
-    )
-    graph = import_model(path).graph
-    (node,) = (n for n in graph.graph.nodes if n.meta.get("kind") == "embedding")
-    layer = graph.get_submodule(str(node.target))
-    assert isinstance(layer, nn.Embedding)
-    assert len(node.args) == 1
-    assert not layer.weight.requires_grad
-    check(path, torch.tensor([[0, 2, -1], [1, -3, 2]]), gradient=False)
-    found: list[Tensor] = []
-    layer.register_forward_hook(lambda _, __, y: found.append(y.requires_grad_()))
-    graph(torch.tensor([[1]])).sum().backward()
-    torch.testing.assert_close(found[0].grad, 1 - found[0].tanh() ** 2)
 
 
 class Decayed(nn.Module):

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import numpy as np
-import onnx.parser
 import pytest
 import torch
 from onnx.reference import ReferenceEvaluator
+from onnx_text import write
 from torch import nn
 from torch.nn import functional as F
 
@@ -16,11 +16,6 @@ from interpret_server.models.onnx import import_model, runtime, to_module
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "model.onnx"
-
-
-def write(path: Path, text: str, opset: int) -> None:
-    header = f'<ir_version: 8, opset_import: ["" : {opset}]>\n'
-    path.write_bytes(onnx.parser.parse_model(header + text).SerializeToString())
 
 
 def check_gradient(path: Path, x: torch.Tensor) -> None:

@@ -15,11 +15,9 @@ from torch import Tensor, fx, nn
 
 from ...errors import InvalidModel
 from ..lowered import Unlowerable
+from .allowance import Allowance
 from .looping import Trips
 from .values import UNKNOWN, Examples, Listed, Maybe, Number, Numbers, Value, number_type
-
-MAX_CONSTANT = 512 * 2**20
-MAX_CONSTANTS = 2 * 2**30
 
 
 class FixedBatch(Exception):
@@ -54,22 +52,6 @@ def item_at(values: Sequence[Any], index: int) -> Any:
 def as_list(items: Sequence[Any]) -> list[Any]:
     """Values as an ONNX sequence."""
     return list(items)
-
-
-class Allowance:
-    """The bytes of constants that one import may compute."""
-
-    def __init__(self) -> None:
-        self.used = 0
-
-    def claim(self, size: int) -> None:
-        """As `Builder.claim`."""
-        self.used += size
-        if size > MAX_CONSTANT or self.used > MAX_CONSTANTS:
-            raise InvalidModel(
-                f"model: the graph computes constants of {size / 2**20:.0f} MiB; "
-                f"at most {MAX_CONSTANT // 2**20} MiB are accepted"
-            )
 
 
 class Builder:
