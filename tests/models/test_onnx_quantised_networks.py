@@ -23,6 +23,9 @@ from onnx_node import Node, save
 from onnxruntime.quantization import QuantFormat, QuantType, quantize_dynamic, quantize_static
 from torch import Tensor, nn
 
+from interpret_server.models.classifier import Capability
+from interpret_server.models.loading import load_classifier
+from interpret_server.models.manifest import Manifest
 from interpret_server.models.onnx import import_model, runtime, to_module
 from interpret_server.models.recording import first_undifferentiable
 
@@ -278,3 +281,26 @@ def test_integers_cast_to_wider_ones_keep_their_gradient(tmp_path):
     y = import_model(path, straight_through=True).graph(x)
     assert torch.equal(y, runtime(path).run(x)[0])
     assert torch.autograd.grad(y.sum(), x)[0].tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("how", ["static", "dynamic"])
+def test_a_quantised_file_is_served_with_gradients_by_request(how, exported, tmp_path):
+    path = tmp_path / "model.onnx"
+    if how == "static":
+        quantize_static(str(exported), str(path), Calibration())
+    else:
+        quantize_dynamic(str(exported), str(path), weight_type=QuantType.QUInt8)
+    plain, through = (
+        load_classifier(
+            "quantised", path, Manifest(straight_through=wanted), device=torch.device("cpu")
+        )
+        for wanted in (False, True)
+    )
+    assert Capability.GRADIENT not in plain.classifier.capabilities
+    assert "quantize_linear" in plain.classifier.lacking[Capability.GRADIENT]
+    assert Capability.GRADIENT in through.classifier.capabilities
+    for loaded in (plain, through):
+        assert loaded.info.form == "graph"
+        assert loaded.info.form_reason == ""
+        assert loaded.info.verification.reference == "onnxruntime"
+        assert loaded.info.verification.relative_difference < (2e-2 if how == "static" else 1e-5)
