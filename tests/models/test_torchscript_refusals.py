@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch import Tensor, nn
-from torchscript_zoo import X, same, script
+from torchscript_zoo import X, same, script, trace
 
 from interpret_server.models.lowered import Unlowerable
 from interpret_server.models.relu_rules import ReluRule, relu_rule
@@ -68,13 +68,6 @@ class Raises(nn.Module):
         return x
 
 
-class WithoutGradient(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        with torch.no_grad():
-            y = 2 * x
-        return x + y
-
-
 class Forked(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return torch.jit.wait(torch.jit.fork(torch.relu, x))
@@ -134,7 +127,6 @@ class TakesList(nn.Module):
         (RowByRow, "prim::Loop depends on the batch size"),
         (Endless, "prim::Loop does not come to an end"),
         (Raises, "the model raises an error on the example"),
-        (WithoutGradient, "prim::Enter is not supported"),
         (Forked, "prim::fork is not supported"),
         (Counts, "it changes its own calls"),
         (Accumulates, "aten::add_ changes the model's own total"),
@@ -156,18 +148,53 @@ def test_the_message_says_in_which_module(tmp_path):
         lower(script(module, tmp_path / "model.pt"), [X])
 
 
-def test_a_refused_archive_is_explained_exactly_by_running_it(tmp_path):
-    module = DataDependent().double()
-    body = ArchiveBody(script(module, tmp_path / "model.pt"))
+class DataDependentSteps(nn.Module):
+    """A loop, a branch and a list whose lengths the data decide."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(8, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.sum(1)
+        steps: list[Tensor] = []
+        while len(steps) < 4 and bool(x.abs().max() > 0.1):
+            x = torch.relu_(self.fc1(x))
+            steps.append(x if bool(x.mean() > 0.3) else 2 * x)
+        return self.fc2(torch.stack(steps).sum(0))
+
+
+class TracedWithScript(nn.Module):
+    """A traced network around a scripted part, as `torch.jit.script_if_tracing` makes them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(8, 8)
+        self.steps = torch.jit.script(DataDependentSteps())
+
+    def forward(self, x):
+        return self.steps(torch.relu(self.fc(x)))
+
+
+@pytest.mark.parametrize("build", [DataDependent, DataDependentSteps, TracedWithScript])
+def test_a_refused_archive_is_explained_exactly_by_running_it(build, tmp_path):
+    torch.manual_seed(2)
+    module = build().double()
+    path = tmp_path / "model.pt"
+    archive = trace(module, path, X) if build is TracedWithScript else script(module, path)
+    with pytest.raises(Unlowerable, match="depends on tensor data"):
+        lower(archive, [X])
+    body = ArchiveBody(archive)
     for rule in ReluRule:
-        for call in range(10):
-            gradients = []
-            for forward in (module, body):
-                leaf = X.clone().requires_grad_()
-                total = forward(leaf)[:, 1].sum()
-                with relu_rule(rule):
-                    gradients.append(torch.autograd.grad(total, leaf)[0])
-            torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-12, atol=1e-14)
+        for call in range(6):
+            for rows in (X, X[:1], 3 * X):
+                gradients = []
+                for forward in (module, body):
+                    leaf = rows.clone().requires_grad_()
+                    total = forward(leaf)[:, 1].sum()
+                    with relu_rule(rule):
+                        gradients.append(torch.autograd.grad(total, leaf)[0])
+                torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-12, atol=1e-14)
             if call == 3:
                 with torch.no_grad():
                     same(body.archive(X), module(X))

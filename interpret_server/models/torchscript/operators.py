@@ -10,6 +10,7 @@ from .activations import PLAIN_LAYERS
 from .attention import FUSED
 from .bags import embedding_bag
 from .canonical import Call, NotCanonical
+from .kinds import KINDS
 from .memory import link, reshape_in_place, write
 from .recorder import Recorder
 from .recurrent import GATES, pack_padded_sequence, pad_packed_sequence, recurrent
@@ -18,41 +19,6 @@ from .values import DTYPES, MEMORY_FORMATS, Item, Origin, Value, concrete, leave
 from .weighted import WEIGHTED_LAYERS
 
 _LAYERS = PLAIN_LAYERS | WEIGHTED_LAYERS
-_KINDS = {
-    "view": "reshape",
-    "view_as": "reshape",
-    "reshape_as": "reshape",
-    "_unsafe_view": "reshape",
-    "unflatten": "reshape",
-    "t": "transpose",
-    "swapaxes": "transpose",
-    "swapdims": "transpose",
-    "concat": "cat",
-    "concatenate": "cat",
-    "rsub": "sub",
-    "subtract": "sub",
-    "multiply": "mul",
-    "divide": "div",
-    "true_divide": "div",
-    "to": "cast",
-    "_cast_Long": "cast",
-    "_cast_Float": "cast",
-    "_cast_Double": "cast",
-    "type_as": "cast",
-    "contiguous": "identity",
-    "clone": "identity",
-    "alias": "identity",
-    "_softmax": "softmax",
-    "_log_softmax": "log_softmax",
-    "convolution": "conv",
-    "max_pool1d_with_indices": "max_pool1d",
-    "max_pool2d_with_indices": "max_pool2d",
-    "max_pool3d_with_indices": "max_pool3d",
-    "mm": "matmul",
-    "fake_quantize_per_tensor_affine": "quantize",
-    "special_softmax": "softmax",
-    "special_log_softmax": "log_softmax",
-}
 _COMPOSITE = {**FUSED, "embedding_bag": embedding_bag}
 _PACKING = {
     "_pack_padded_sequence": pack_padded_sequence,
@@ -159,7 +125,7 @@ class Operators:
             keywords,
             result,
             origin,
-            kind=_KINDS.get(name, public),
+            kind=KINDS.get(name, public),
             name=self.recorder.named(public),
         )
 
@@ -168,7 +134,7 @@ class Operators:
         origin = self._origin(self._overload(name, schema), items)
         result = self._attempt(function, schema, [concrete(self._fresh(item)) for item in items])
         return self.recorder.function(
-            function, items, {}, result, origin, kind=_KINDS.get(name, name.strip("_"))
+            function, items, {}, result, origin, kind=KINDS.get(name, name.strip("_"))
         )
 
     def _recurrent(self, name: str, schema: Any, items: Sequence[Item]) -> Item:

@@ -15,6 +15,7 @@ from .values import Item, Origin, Value, leaves
 
 _ROWS = (1, 2, 3)  # batch sizes at which decisions taken on shapes must come out the same
 
+_DETACH = torch.ops.aten.detach.default
 _RESERVED = frozenset(dir(fx.GraphModule({}, fx.Graph())))
 
 
@@ -36,6 +37,7 @@ class Recorder:
     def __init__(self, names: Sequence[str], examples: Sequence[Tensor]) -> None:
         self.graph = fx.Graph()
         self.scope = ""  # path of the module whose code is being walked
+        self.without_gradient = 0  # how many torch.no_grad() surround the code being walked
         self.type_name = ""  # its class
         self.place: Callable[[], str] = str  # describes the line of code being walked
         self.notes: dict[str, None] = {}
@@ -199,6 +201,9 @@ class Recorder:
     def _layer(self, node: fx.Node, result: Tensor, origin: Origin, kind: str, name: str) -> Value:
         node.meta["kind"] = kind
         self._entries.append(_Entry(name, node))
+        if self.without_gradient and result.is_floating_point():
+            node = self.graph.call_function(_DETACH, (node,))
+            node.meta["kind"] = kind
         return Value(result, origin, node)
 
     # Names
@@ -222,9 +227,10 @@ class Recorder:
         output = next(tensors, None)
         if not path or output is None or output.node is None:
             return
+        node = output.node.args[0] if output.node.target is _DETACH else output.node
         if leaf:
             for entry in self._entries[since:]:
-                if entry.node is output.node:
+                if entry.node is node:
                     entry.name = path
                     return
         self._entries.append(_Entry(path, output.node))

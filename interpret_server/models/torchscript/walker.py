@@ -173,6 +173,8 @@ class Walker:
                 return list(items[0])
             case "prim::RaiseException":
                 raise Unlowerable(f"the model raises an error on the example{self._where()}")
+            case "prim::Enter" | "prim::Exit":
+                return [self._context(node, entering=kind == "prim::Enter")]
             case "prim::isinstance":
                 return [self._is_instance(node, items[0])]
         if kind == _CALL:
@@ -213,6 +215,14 @@ class Walker:
         if isinstance(item, Value):
             self._own(item)
         return item
+
+    def _context(self, node: torch._C.Node, *, entering: bool) -> Item:
+        """`with torch.no_grad()`: what is computed inside carries no gradient."""
+        (manager,) = node.inputs()
+        if not str(manager.type()).endswith("grad_mode.no_grad"):
+            raise Unlowerable(f"{node.kind()} is supported for torch.no_grad alone{self._where()}")
+        self._recorder.without_gradient += 1 if entering else -1
+        return Value(None)
 
     def _is_instance(self, node: torch._C.Node, item: Item) -> Item:
         types = {str(kind) for kind in node.tys("types")}
