@@ -154,6 +154,17 @@ CASES = [
         fed=(0, 3),
         result=I8,
     ),
+    microsoft(
+        "QLinearConv",
+        (
+            np.ascontiguousarray(np.moveaxis(X, 1, -1)),
+            *(SA, np.array(3, U8), W8, PER_CHANNEL, np.zeros(4, I8), SY, np.array(9, U8), BIAS),
+        ),
+        {"pads": [1, 1, 1, 1], "channels_last": 1},
+    ),
+    microsoft(
+        "NhwcMaxPool", (integers(U8, 2, 9, 8, 3),), {"kernel_shape": [3, 2], "pads": [1] * 4}
+    ),
     *(
         microsoft(name, (TABLE, scale(0.05), np.array(130, U8), y_scale, zero), attributes)
         for name, y_scale, zero, attributes in (

@@ -6,6 +6,7 @@ from typing import Any, TypeAlias, TypeVar
 from .values import Output
 
 Import: TypeAlias = Callable[..., Output]
+MICROSOFT = "com.microsoft"  # the domain of onnxruntime's own operators
 F = TypeVar("F", bound=Callable[..., Any])
 
 _OPERATORS: dict[tuple[str, str], list[tuple[int, Import]]] = {}

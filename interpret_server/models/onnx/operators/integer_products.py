@@ -13,11 +13,12 @@ from ...lowered import Unlowerable
 from ..call import Call
 from ..carried import carried, form_of, integer_type
 from ..grid import centred, limits, requantise, spread
-from ..registry import operator
+from ..registry import MICROSOFT, operator
 from ..values import Maybe, Output, Value
 from .convolution import add_channels, conv
 from .linear import add, matmul
-from .quantised import MICROSOFT, as_type, dynamic
+from .microsoft import channels_first, channels_last
+from .quantised import as_type, dynamic
 
 _EXACT = 2**24  # float32 holds all integers up to here
 _ROW, _COLUMN, _CHANNEL = -2, -1, 1
@@ -129,6 +130,9 @@ def qlinear_conv(
 ) -> Output:
     grid = integer_type(call, y_zero)
     ratio = call.function(scale_ratio, x_scale, weight_scale, y_scale, kind="mul")
+    last = call.integer("channels_last")
+    if last:
+        x = channels_first(call, x)
     left, right = _factors(call, x, x_zero, weight, weight_zero, 0, bias)
     if isinstance(bias, Tensor):
         sums = conv(call, left, right, bias.to(call.dtype(right) or torch.float64))
@@ -139,7 +143,7 @@ def qlinear_conv(
     result = call.function(
         requantise, sums, ratio, y_zero, _CHANNEL, grid, form_of(call, x), kind="quantize_linear"
     )
-    return carried(result, grid)
+    return carried(channels_last(call, result) if last else result, grid)
 
 
 @operator("QGemm", domain=MICROSOFT)

@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 from ...lowered import Unlowerable
 from ..call import Call
-from ..registry import find, operator
+from ..registry import MICROSOFT, find, operator
 from ..values import Maybe, Output, Value
 from .activation import softmax, swish_with
 from .convolution import conv
 from .linear import add, gemm, matmul
+from .pooling import max_pool
 
-MICROSOFT = "com.microsoft"
 _ACTIVATIONS: Mapping[str, tuple[str, ...]] = {  # with the attributes that parameters stand for
     "Relu": (),
     "Tanh": (),
@@ -151,8 +151,23 @@ def fused_conv(
     return _activated(call, y, call.attributes.get("activation_params", []))
 
 
+def channels_first(call: Call, x: Any) -> Value:
+    """Images `(N, ..., C)` as `(N, C, ...)`."""
+    return call.function(torch.movedim, x, -1, 1, kind="transpose")
+
+
+def channels_last(call: Call, x: Any) -> Value:
+    """Images `(N, C, ...)` as `(N, ..., C)`."""
+    return call.function(torch.movedim, x, 1, -1, kind="transpose")
+
+
 @operator("NhwcConv", domain=MICROSOFT)
 def channels_last_conv(call: Call, x: Value, weight: Value, bias: Maybe = None) -> Output:
-    first = [call.function(torch.movedim, value, -1, 1, kind="transpose") for value in (x, weight)]
-    y: Any = conv(call, first[0], first[1], bias)
-    return call.function(torch.movedim, y, 1, -1, kind="transpose")
+    y = conv(call, channels_first(call, x), channels_first(call, weight), bias)
+    return channels_last(call, y)
+
+
+@operator("NhwcMaxPool", domain=MICROSOFT)
+def channels_last_max_pool(call: Call, x: Value) -> Output:
+    y = max_pool(call, channels_first(call, x))
+    return channels_last(call, y[0] if isinstance(y, list) else y)

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from ...lowered import Unlowerable
 from ..call import Call
-from ..registry import operator
+from ..registry import MICROSOFT, operator
 from ..values import Maybe, Output, Value
 from .activation import softmax
 from .integer_products import matmul_integer_to_float
 from .linear import add, matmul
-from .microsoft import MICROSOFT, plain
+from .microsoft import plain
 
 _FILTER = -10000.0
 

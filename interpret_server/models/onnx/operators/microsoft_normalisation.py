@@ -9,10 +9,10 @@ from torch.nn import functional as F
 
 from ..call import Call
 from ..grid import dequantise
-from ..registry import operator
+from ..registry import MICROSOFT, operator
 from ..values import Maybe, Output, Value
 from .indexing import gather
-from .microsoft import MICROSOFT, plain
+from .microsoft import plain
 from .normalisation import layer_normalization, normalise_scale, rms_normalization
 
 _EPSILON = 1e-12

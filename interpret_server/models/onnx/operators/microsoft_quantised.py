@@ -15,11 +15,11 @@ from ...lowered import Unlowerable
 from ..call import Call
 from ..carried import carried, form_of, integer_type
 from ..grid import dequantise, onto_grid, quantise
-from ..registry import operator
+from ..registry import MICROSOFT, operator
 from ..values import Maybe, Output, Value
 from .activation import flattened_softmax, leaky_relu, sigmoid, softmax
+from .microsoft import channels_first, channels_last
 from .pooling import average_pool
-from .quantised import MICROSOFT
 
 
 def _numbers(call: Call, x: Value, scale: Value, zero: Maybe) -> Value:
@@ -89,8 +89,7 @@ def quantise_moved(
 def _pool_channels_first(call: Call, x: Value) -> Any:
     if not call.integer("channels_last"):
         return average_pool(call, x)
-    moved = call.function(torch.movedim, x, -1, 1, kind="transpose")
-    return call.function(torch.movedim, average_pool(call, moved), 1, -1, kind="transpose")
+    return channels_last(call, average_pool(call, channels_first(call, x)))
 
 
 @operator("QLinearConcat", domain=MICROSOFT)

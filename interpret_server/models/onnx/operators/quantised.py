@@ -9,12 +9,10 @@ from torch import Tensor, fx
 from ..call import Call
 from ..carried import carried, form_of, integer_type
 from ..grid import dequantise, dynamic_scale, quantise
-from ..registry import operator
+from ..registry import MICROSOFT, operator
 from ..rows import keep_rows, range_axes
 from ..values import Maybe, Output, Value, dtype_of
 from .indexing import gather, take
-
-MICROSOFT = "com.microsoft"
 
 
 @operator("QuantizeLinear")
