@@ -1,6 +1,10 @@
-"""`python -m benchmarks [NAME ...]`: run benchmarks and write `benchmarks/results/NAME.json`."""
+"""`python -m benchmarks [NAME ...]`: run benchmarks and write `benchmarks/results/NAME.json`.
+
+With `--quick`, those that have a short form run it, and nothing is written.
+"""
 
 import importlib
+import inspect
 import json
 import os
 import platform
@@ -38,14 +42,22 @@ def machine() -> dict[str, Any]:
 
 def main(names: list[str]) -> None:
     """Run the named benchmarks, or all."""
+    quick, names = "--quick" in names, [name for name in names if name != "--quick"]
     every = sorted(path.stem for path in HERE.glob("*.py") if not path.stem.startswith("_"))
     for name in names or every:
-        figures = importlib.import_module(f"benchmarks.{name}").main()
+        benchmark = importlib.import_module(f"benchmarks.{name}")
+        short = quick and "quick" in inspect.signature(benchmark.main).parameters
+        figures = benchmark.main(quick=True) if short else benchmark.main()
+        if hasattr(benchmark, "show"):
+            benchmark.show(figures)
+        else:
+            print(json.dumps(figures, indent=2))
+        if quick:
+            continue
         device = "gpu" if torch.cuda.is_available() else "cpu"
         path = HERE / "results" / f"{name}.{device}.json"
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps({"machine": machine(), "figures": figures}, indent=2) + "\n")
-        print(json.dumps(figures, indent=2))
         print(path.relative_to(HERE.parent))
 
 

@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +55,10 @@ def main() -> None:
 )
 @click.option("--max-queue", type=int, help="Calls that may wait. Default 256.")
 @click.option("--max-batch", type=int, help="Most rows in one forward pass. Default 64.")
+@click.option(
+    "--execution",
+    help="auto, exact (bit by bit as the model was read) or fast. Default auto.",
+)
 @click.option("--log-level", help="debug, info, warning or error. Default info.")
 @click.option(
     "--ready-file", type=_PATH, help="Written with the bound address while the server serves."
@@ -104,6 +109,8 @@ def demo(output: Path) -> None:
 
 def _worker(settings: Settings) -> "Worker":
     from .engine.local import LocalWorker
+    from .models.execution import Execution
+    from .models.loading import load_classifier
     from .registry import PluginLoadError, Registry
 
     _check_device(settings.device)
@@ -118,6 +125,7 @@ def _worker(settings: Settings) -> "Worker":
         device=settings.device,
         max_queue=settings.max_queue,
         max_batch=settings.max_batch,
+        loader=partial(load_classifier, execution=Execution(settings.execution)),
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
+ExecutionName = Literal["auto", "exact", "fast"]
 _ADDRESS = re.compile(r"(?:\[[0-9a-fA-F:.%]+\]|[^\s:\[\]/]+):(\d{1,5})")
 _MIB = 1 << 20
 
@@ -39,6 +40,10 @@ class Settings(BaseModel):
     plugin_dirs: tuple[Path, ...] = Field((), description="Folders of single-file plugins.")
     max_queue: int = Field(256, ge=1, description="Calls that may wait; more are refused.")
     max_batch: int = Field(64, ge=1, description="Most rows in one forward pass.")
+    execution: ExecutionName = Field(
+        "auto",
+        description="How much faster forms of a model may round differently: auto, exact or fast.",
+    )
     max_message_mb: int = Field(64, ge=1, le=2047, description="Largest request, in MiB.")
     max_upload_mb: int = Field(2048, ge=1, description="Largest uploaded model file, in MiB.")
     grace: float = Field(

@@ -58,6 +58,7 @@ def test_addresses_are_a_host_and_a_port(address: str) -> None:
         ("grace = nan", "grace: "),
         ("repository_poll = -1", "repository_poll: "),
         ("require_models = 'perhaps'", "require_models: "),
+        ("execution = 'slow'", "execution: "),
         ("log_level = 'loud'", "log_level: "),
         ("model_repository = 'nowhere'", "model_repository: "),
         ("max_queue = 0\nmax_batch = 0", "; max_batch: "),
