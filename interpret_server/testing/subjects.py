@@ -135,16 +135,19 @@ def targets_to_try(kind: TargetKind, model: Classifier, rows: int) -> list[Targe
     return [targets_of(kind, model, rows, layer) for layer in (*hidden, None)]
 
 
-def inputs_of(model: Classifier, rows: int, stream: int = 0) -> Tensor:
+def inputs_of(
+    model: Classifier, rows: int, stream: int = 0, *, example_sizes: bool = False
+) -> Tensor:
     """Uniform inputs within the bounds; within 0 and 1 where the model states none.
 
-    Free sizes are larger than those of the model's example.
+    Free sizes are larger than those of the model's example, unless these are asked for.
     """
     lower, upper = model.bounds if Capability.BOUNDS in model.capabilities else (0.0, 1.0)
     sizes = zip(model.input_shape, model.input_sizes, strict=True)
-    shape = (
-        size if known is not None else size + 1 + axis for axis, (size, known) in enumerate(sizes)
-    )
+    shape = [
+        size if known is not None or example_sizes else size + 1 + axis
+        for axis, (size, known) in enumerate(sizes)
+    ]
     share = torch.rand(rows, *shape, generator=generator(22, stream))
     return (lower + share * (upper - lower)).to(model.dtype)
 
@@ -160,9 +163,10 @@ def batch_of(
     brought = dict(tensors(model, rows)) if tensors else {}
     for stream, (name, tensor) in enumerate(plugin.tensors.items(), start=1):
         if tensor.required and tensor.like_input and name not in brought:
-            brought[name] = inputs_of(model, rows, stream)
+            brought[name] = inputs_of(model, rows, stream, example_sizes=bool(tensors))
     has_inputs = plugin.inputs is not Inputs.FORBIDDEN
-    inputs = inputs_of(model, rows) if has_inputs else model.neutral(rows)
+    made = bool(tensors)  # by somebody who knows of the example's sizes alone
+    inputs = inputs_of(model, rows, example_sizes=made) if has_inputs else model.neutral(rows)
     return Batch(inputs, targets, tuple(range(101, 101 + rows)), brought, has_inputs)
 
 
