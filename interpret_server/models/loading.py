@@ -166,7 +166,7 @@ def _verified(
         batches,
         source=body.source,
         executor=original.source.executor,
-        dtype=body.precision or original.source.dtype,
+        dtype=body.precision or original.source.precision,
         noise=lambda: float32_noise(classifier.module, rows.encode(batches[0])),
         where=lambda: _first_difference(body, rows, original, lowered, batches[0]),
     )

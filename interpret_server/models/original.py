@@ -91,22 +91,25 @@ class Original:
     """
 
     def __init__(self, source: Source, items: Sequence[ResolvedInput]) -> None:
-        self.source, self.module = source, source.original
+        self.source = source
         self.rows: int | None = None  # the batch size that the file insists on
         self.fixed = next((item.fixed_batch for item in items if item.fixed_batch), None)
         self._failure: Exception | None = None
         trials = list(_trials(items))
+        while self.module is not None and not any(self._tried(trial) for trial in trials):
+            if not source.fall_back(self._failure):
+                self._refuse(items)
         if self.module is None:
             self._adopt(trials[0])
             return
-        for trial in trials:
-            if self._tried(trial):
-                break
-        else:
-            self._refuse(items)
         if any(item.free_axes for item in self.inputs.items) and not self._runs_at_another_size():
             self._adopt([item.fixed() for item in self.inputs.items])
             self.inputs.given[0].notes.append("The file runs at no other size than the example's.")
+
+    @property
+    def module(self) -> nn.Module | None:
+        """What runs the file; None where nothing does."""
+        return self.source.original
 
     def _adopt(self, items: Sequence[ResolvedInput]) -> None:
         self.inputs = InputSet(items, self.source.dtype)
@@ -132,6 +135,8 @@ class Original:
 
     def another_size(self) -> InputSet | None:
         """The inputs at a second size of the free axes, if the file runs there."""
+        if self.module is None:
+            return None
         for size in _other_sizes(self.inputs.items):
             other = self.inputs.of_size(size, self.source.dtype)
             if self._runs(self._example(other, self.rows or 2)):

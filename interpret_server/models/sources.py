@@ -58,6 +58,11 @@ class Source(ABC):
     def original(self) -> nn.Module | None:
         """From inputs of `dtype` to the file's outputs, as the file computes them."""
 
+    @property
+    def precision(self) -> torch.dtype:
+        """The data type whose rounding the original's outputs show."""
+        return self.dtype
+
     @abstractmethod
     def has_control_flow(self) -> bool:
         """Whether the file's program branches or loops."""
@@ -69,6 +74,13 @@ class Source(ABC):
         Raises:
             Unlowerable: naming the operator or construct in the way.
         """
+
+    def fall_back(self, failure: Exception | None) -> bool:
+        """Put another executor, or none, in the place of one that failed for lack of an operator.
+
+        False where `failure` is no such one, and `original` remains as it was.
+        """
+        return False
 
     def values(
         self, lowered: Lowered, examples: Sequence[Tensor], layers: Sequence[str]
@@ -228,6 +240,9 @@ class OnnxSource(Source):
         self._lowered: Lowered | None = None
         with contextlib.suppress(Unlowerable):  # first: the importer limits what a file may ask for
             self._lowered = self.graph()
+        if not floating and self._lowered is not None:
+            weights = {weight.dtype for weight in self._lowered.graph.parameters()}
+            self.dtype = torch.float64 if torch.float64 in weights else self.dtype
         self._runtime = self._open()
         if self._runtime is not None and self._runtime.session.trained:
             listed = ", ".join(self._runtime.session.trained[:5])
@@ -237,7 +252,7 @@ class OnnxSource(Source):
         self.executor = "none" if self._runtime is None else self._runtime.session.executor
 
     def _open(self) -> "_Runtime | None":
-        from .onnx import reference, runtime
+        from .onnx import runtime
 
         refusal = "onnxruntime refuses the file"
         try:
@@ -246,6 +261,11 @@ class OnnxSource(Source):
             refusal = "onnxruntime is not installed"
         except InvalidModel:  # a corrupt file was refused by the importer
             pass
+        return self._evaluator(refusal)
+
+    def _evaluator(self, refusal: str) -> "_Runtime | None":
+        from .onnx import reference
+
         try:
             original = _Runtime(reference(self.path))
         except InvalidModel:
@@ -259,6 +279,20 @@ class OnnxSource(Source):
     @property
     def original(self) -> nn.Module | None:
         return self._runtime
+
+    @property
+    def precision(self) -> torch.dtype:
+        coarse = self.executor == "onnx.reference" and self.dtype is torch.float64
+        return torch.float32 if coarse else self.dtype  # its Erf, for one, rounds to float32
+
+    def fall_back(self, failure: Exception | None) -> bool:
+        from .onnx import Lacking
+
+        if not isinstance(failure, Lacking):
+            return False
+        self._runtime = self._evaluator("onnxruntime lacks an operator of the file")
+        self.executor = "none" if self._runtime is None else self._runtime.session.executor
+        return True
 
     def values(
         self, lowered: Lowered, examples: Sequence[Tensor], layers: Sequence[str]

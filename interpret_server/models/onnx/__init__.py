@@ -14,10 +14,11 @@ from .file import Header, TensorInfo, header, load, read_header
 from .importer import SIZES, Importer
 from .limits import LIMITS, Deadline, Limits
 from .rows import RowByRow
-from .runtime import OnnxRuntime, Reference, reference, runtime
+from .runtime import Lacking, OnnxRuntime, Reference, reference, runtime
 
 __all__ = [
     "Header",
+    "Lacking",
     "OnnxRuntime",
     "Reference",
     "TensorInfo",

@@ -34,6 +34,10 @@ _LARGEST_REFERENCE = 128 * 2**20
 _MOST_REFERENCE_NODES = 2000
 
 
+class Lacking(InvalidModel):
+    """The file is sound, but what runs it lacks an operator, or one of the file's data types."""
+
+
 class Runtime(ABC):
     """Something that runs an ONNX file forward.
 
@@ -64,6 +68,7 @@ class Runtime(ABC):
         filled up with copies of its last row.
 
         Raises:
+            Lacking: an operator is missing.
             InvalidRequest: the inputs are refused, or fail.
         """
         if len(inputs) != len(self.input_names):
@@ -119,7 +124,12 @@ class OnnxRuntime(Runtime):
         )
 
     def _outputs(self, feeds: dict[str, Any]) -> Sequence[Any]:
-        values: Sequence[Any] = self._session.run(list(self.output_names), feeds)
+        try:
+            values: Sequence[Any] = self._session.run(list(self.output_names), feeds)
+        except Exception as error:
+            if any(word in str(error) for word in ("not support", "NOT_IMPLEMENTED")):
+                raise Lacking(f"model: {self.executor} lacks an operator of the file") from error
+            raise
         return values
 
 
@@ -235,6 +245,8 @@ def _detach_weights(model: ModelProto) -> dict[str, Any]:
 def _guard(action: Callable[[], Any], failure: InvalidRequest) -> Any:
     try:
         return action()
+    except Lacking:
+        raise
     except Exception as error:
         raise failure from error
 

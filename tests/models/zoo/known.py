@@ -13,17 +13,14 @@ ROUNDED: dict[str, str] = {
     "tabular_mlp-dynamo*-float64": "ONNX attributes (alpha of Elu and LeakyRelu) are float32",
     "audio_cnn-onnx*-float64": "ONNX attributes (alpha of LeakyRelu) are float32",
     "audio_cnn-dynamo*-float64": "ONNX attributes (alpha of LeakyRelu) are float32",
+    "transformer_text-dynamo23-float64": "ONNX attributes (scale of Attention) are float32",
+    "vit-dynamo23-float64": "ONNX attributes (scale of Attention) are float32",
     "swin-dynamo*-float64": "the exporter writes GELU's constants in float32",
 }
 ROUNDED_LIMIT = 1e-7
 
 # Defects of ours: pattern of the cell -> what is wrong.
-DEFECTS: dict[str, str] = {
-    "lstm_text-dynamo*-float64": "onnxruntime has no float64 LSTM, and nothing else is tried",
-    "gru_text-onnx*-float64": "onnxruntime has no float64 GRU, and nothing else is tried",
-    "transformer_text-dynamo*-float64": "ONNX: tokens of a float64 network are served in float32",
-    "bytes-onnx*-float64": "ONNX: integers of a float64 network are served in float32",
-}
+DEFECTS: dict[str, str] = {}
 
 
 def find(patterns: dict[str, str], cell: object) -> str | None:
