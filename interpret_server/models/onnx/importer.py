@@ -16,6 +16,7 @@ from .call import Call
 from .file import TensorInfo, header
 from .functions import schema_function
 from .limits import LIMITS, Deadline, Limits
+from .names import by_modules
 from .registry import find
 from .rows import follow_rows
 from .subgraph import Frame, Subgraphs
@@ -107,12 +108,14 @@ class Importer:
         outputs = [self.value(values, item.name) for item in graph.output]
         module = self.builder.finish(outputs)
         alive = {node.name for node in module.graph.nodes}
+        kept = {layer: node for layer, node in self.layers.items() if node in alive}
+        layers, origins = by_modules(graph, kept, self.origins)
         return Lowered(
             graph=module,
             input_names=tuple(info.name for info in self.header.inputs),
             output_names=tuple(item.name for item in graph.output),
-            layers={layer: node for layer, node in self.layers.items() if node in alive},
-            origins=self.origins,
+            layers=layers,
+            origins=origins,
             notes=[_DECIDES] if self.builder.decides else [],
             mixes_rows=self.builder.decides,
             row_by_row=self.builder.decides,
