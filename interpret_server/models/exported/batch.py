@@ -162,6 +162,7 @@ class _Freeing:
         self._inputs = iter(inputs)
         self._pairs: dict[fx.Node, Pair] = {}
         self._modules = dict(network.named_modules())
+        self._free_sizes = any(n.target is _aten.sym_size.int for n in network.graph.nodes)
 
     def run(self) -> None:
         for node in list(self.network.graph.nodes):
@@ -232,17 +233,22 @@ class _Freeing:
         source: Any = node.args[0]
         sizes: Any = node.args[1]
         axis = self._axis(source)
-        if axis is None or any(isinstance(size, fx.Node) for size in sizes):
+        if axis is None:
             return
         shape = self._pairs[source][0].shape
-        rest = math.prod(size for size in sizes if size != -1)
-        full = [shape.numel() // rest if size == -1 else size for size in sizes]
-        candidates = _places(full, shape, axis, self.rows)
-        if -1 in sizes:
-            candidates = [place for place in candidates if sizes[place] != -1]
-        if not candidates or full[candidates[0]] * shape[axis] == 0:
+        known = [self._pairs[size][0] if isinstance(size, fx.Node) else size for size in sizes]
+        rest = math.prod(size for size in known if size != -1)
+        if not rest or not shape.numel():
             return
-        key = (tuple(shape), axis, tuple(sizes))
+        full = [shape.numel() // rest if size == -1 else size for size in known]
+        candidates = [
+            place
+            for place in _places(full, shape, axis, self.rows)
+            if -1 not in sizes or self._follows(sizes[place], full[place], shape[axis])
+        ]
+        if not candidates:
+            return
+        key = (tuple(shape), axis, tuple(known))
         place = self._choices.take(key, candidates)
         self.made = [*(other for other in self.made if other != key), key]
         freed = list(sizes)
@@ -253,6 +259,12 @@ class _Freeing:
         node.update_arg(1, freed)
         node.target = _aten.reshape.default  # several rows may lie in memory as one does not
         self.changed = True
+
+    def _follows(self, size: Any, number: int, extent: int) -> bool:
+        """Whether a size beside a -1 is a fixed multiple of its source's extent at all sizes."""
+        if not isinstance(size, int) or size == -1:
+            return False
+        return not self._free_sizes or extent == self.rows or number == extent
 
     def _free_expand(self, node: fx.Node) -> None:
         source: Any = node.args[0]

@@ -93,12 +93,15 @@ def inference_form(module: fx.GraphModule) -> fx.GraphModule:
             if isinstance(counter, fx.Node) and counter.op == "placeholder":
                 copied.graph.erase_node(node)  # `num_batches_tracked`
                 continue
-        for position, argument in enumerate(node.target._schema.arguments):
-            if argument.name not in _TRAINING:
-                continue
+        names = [argument.name for argument in node.target._schema.arguments]
+        given = dict(zip(names, node.args, strict=False)) | node.kwargs
+        for position, name in enumerate(names):
+            own = name == "training" and given.get("running_mean") is None
+            if name not in _TRAINING or name not in given or own:
+                continue  # without statistics, a batch's own are used in inference too
             if position < len(node.args):
-                node.update_arg(position, _TRAINING[argument.name])
-            elif argument.name in node.kwargs:
-                node.update_kwarg(argument.name, _TRAINING[argument.name])
+                node.update_arg(position, _TRAINING[name])
+            else:
+                node.update_kwarg(name, _TRAINING[name])
     copied.recompile()
     return copied
