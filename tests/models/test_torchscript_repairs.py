@@ -137,6 +137,27 @@ def test_a_hidden_state_of_one_row_never_reaches_the_kernel_with_more(kind, tmp_
             body(X)
 
 
+class TwoLayers(nn.Module):
+    """Two layers of one type, which share their code."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.LSTM(8, 8, batch_first=True), nn.LSTM(8, 8, batch_first=True)
+
+    def forward(self, x):
+        return self.second(self.first(x)[0])[0]
+
+
+def test_shared_code_is_edited_once_and_leaves_the_graph_alone(tmp_path):
+    module = TwoLayers().double()
+    archive = script(module, tmp_path / "model.pt")
+    graph = archive.first._c._get_method("forward__0").graph
+    assert len(graph.findAllNodes("aten::reshape")) == 2
+    result = lower(archive, [X])
+    same(result.graph(X[:1]), module(X[:1]))
+    assert [name for name in result.layers if "zeros" not in name] == ["first", "second"]
+
+
 class TooLong(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         total = 0

@@ -36,6 +36,8 @@ def open_archive(path: Path) -> torch.jit.ScriptModule:
             archive: torch.jit.ScriptModule = torch.jit.load(  # type: ignore[no-untyped-call]
                 str(path), map_location="cpu"
             )
+    except RecursionError as error:
+        raise ModelRejected("The TorchScript file's modules are nested too deeply.") from error
     except Exception as error:  # torch.jit.load raises whatever the archive's code makes it raise
         unknown = _UNKNOWN_OPERATOR.search(str(error)) or _UNKNOWN_CLASS.search(str(error))
         if unknown:
@@ -49,7 +51,13 @@ def open_archive(path: Path) -> torch.jit.ScriptModule:
         ) from error
     if len(list(archive.modules())) > _MOST_MODULES:
         raise ModelRejected(f"The TorchScript file has more than {_MOST_MODULES} modules.")
-    object.__setattr__(archive, _TRAINING, repair(archive))
+    try:
+        object.__setattr__(archive, _TRAINING, repair(archive))
+    except (RuntimeError, ValueError, LookupError) as error:
+        raise ModelRejected(
+            "The TorchScript file's code is nested too deeply or uses constructs that this "
+            f"installation of PyTorch {torch.__version__} does not know."
+        ) from error
     archive.eval()
     for tensor in (*archive.parameters(), *archive.buffers()):
         tensor.requires_grad_(False)

@@ -36,16 +36,26 @@ def repair(archive: torch.jit.ScriptModule) -> tuple[str, ...]:
         What was in training mode: `path` of a module or `path: operator`, in order.
     """
     training: dict[str, None] = {}
+    types: dict[str, tuple[list[str], bool]] = {}  # modules of one type share their code
     for path, module in archive.named_modules():
-        for graph in _graphs(module):
-            inline_functions(graph)
-            _move(graph)
-            _check_states(graph)
-            flags = list(_clear_flags(graph))
-            training.update(dict.fromkeys(f"{path}: {flag}".lstrip(": ") for flag in flags))
-            if getattr(module, "training", False) and _reads_training(graph):
-                training.setdefault(path or "the model")
+        name = module._c._type().qualified_name()
+        if name not in types:
+            graphs = list(_graphs(module))
+            flags = [flag for graph in graphs for flag in _repaired(graph)]
+            types[name] = flags, any(_reads_training(graph) for graph in graphs)
+        flags, reads = types[name]
+        training.update(dict.fromkeys(f"{path}: {flag}".lstrip(": ") for flag in flags))
+        if getattr(module, "training", False) and reads:
+            training.setdefault(path or "the model")
     return tuple(training)
+
+
+def _repaired(graph: Any) -> list[str]:
+    """Edit one graph; the operators that were in training mode."""
+    inline_functions(graph)
+    _move(graph)
+    _check_states(graph)
+    return list(_clear_flags(graph))
 
 
 def is_quantised(archive: torch.jit.ScriptModule) -> bool:
@@ -164,37 +174,39 @@ def _check_state(graph: Any, node: Any, operator: str, gates: int) -> None:
     given = dict(zip(names, node.inputs(), strict=True))
     layers, both = _constant(given["num_layers"]), _constant(given["bidirectional"])
     first = _constant(given["batch_first"]) if "batch_first" in given else False
-    weights = given["params"].node()
-    if weights.kind() != "prim::ListConstruct" or None in (layers, both, first):
+    if None in (layers, both, first):
         return
-    weight = list(weights.inputs())[1]
-    states = given["hx"].node() if operator == "lstm" else None
-    if states is not None and states.kind() != "prim::ListConstruct":
-        return
-    before = states or node
+    states = [given["hx"]]
+    if operator == "lstm":
+        if given["hx"].node().kind() != "prim::ListConstruct":
+            return
+        states = list(given["hx"].node().inputs())
+    integer, tensor = torch._C.IntType.get(), torch._C.TensorType.get()
 
     def made(kind: str, inputs: list[Any], type_: Any) -> Any:
         new = graph.create(kind, inputs, 1)
-        new.insertBefore(before)
+        new.insertBefore(node)
         new.output().setType(type_)
         return new.output()
 
     def number(value: int) -> Any:
         return graph.insertConstant(value)
 
-    integer, tensor = torch._C.IntType.get(), torch._C.TensorType.get()
-    with graph.insert_point_guard(before):
+    with graph.insert_point_guard(node):
         if "batch_sizes" in given:
             rows = made("aten::select", [given["batch_sizes"], number(0), number(0)], tensor)
             rows = made("aten::Int", [rows], integer)
         else:
             rows = made("aten::size", [given["input"], number(0 if first else 1)], integer)
+        weight = made("aten::__getitem__", [given["params"], number(1)], tensor)
         size = made("aten::size", [weight, number(0)], integer)
         size = made("aten::floordiv", [size, number(gates)], integer)
         projected = made("aten::size", [weight, number(1)], integer)
         count = number(layers * (2 if both else 1))
-        owner, start = (states, 0) if states is not None else (node, names.index("hx"))
-        for position, width in enumerate((projected, size)[: 2 if states is not None else 1]):
-            state = list(owner.inputs())[start + position]
+        fitting = []
+        for state, width in zip(states, (projected, size), strict=False):
             shape = made("prim::ListConstruct", [count, rows, width], torch._C.ListType(integer))
-            owner.replaceInput(start + position, made("aten::reshape", [state, shape], tensor))
+            fitting.append(made("aten::reshape", [state, shape], tensor))
+        if operator == "lstm":
+            fitting = [made("prim::ListConstruct", fitting, torch._C.ListType(tensor))]
+        node.replaceInput(names.index("hx"), fitting[0])

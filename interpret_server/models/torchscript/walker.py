@@ -69,8 +69,11 @@ class Walker:
             if not argument.has_default_value():
                 raise Unlowerable(f"the input {argument.name} has no example")
             inputs.append(lift(argument.default_value))
-        outputs = self._method(Part(self._archive._c, ""), "forward", inputs)
-        return self._recorder.finish(outputs)
+        try:
+            outputs = self._method(Part(self._archive._c, ""), "forward", inputs)
+            return self._recorder.finish(outputs)
+        except RecursionError as error:
+            raise Unlowerable("the model's code is nested too deeply") from error
 
     # Modules
 
