@@ -204,6 +204,9 @@ _DANGEROUS_TARGETS = [
     "torch.ops.aten.save.default",
     "torch.ops.aten.__class__.__init__",
     "torch.ops.aten.set_.source_Storage",
+    "torch.ops.aten._reshape_alias.default",
+    "torch.ops.aten.segment_reduce.default",
+    "torch.ops.aten.add.out",
     "torch.ops.higher_order.inline_asm_elementwise",
     "torch.ops.higher_order.run_const_graph",
     "torch.ops.profiler._record_function_enter_new.default",
@@ -316,6 +319,23 @@ def test_names_that_would_become_python_are_refused(source, tmp_path, name, mark
 
     path = edited(source, tmp_path / "m.pt2", change)
     refuse(path, ModelRejected, "which is not served", marker)
+
+
+@pytest.mark.parametrize(
+    "text", ['a"), {payload}, getattr(self, "a', "a.", "..", "a\nb", "a'b", 'a", "b', "é"]
+)
+def test_module_paths_never_become_python(source, tmp_path, text, marker):
+    text = text.replace("{payload}", payload(marker))
+
+    def change(document):
+        for node in document["graph_module"]["graph"]["nodes"]:
+            stack = f"L__self__,,a.Net;L__self___x,{text},torch.nn.modules.linear.Linear"
+            node["metadata"]["nn_module_stack"] = stack
+
+    lowered = lower(open_program(edited(source, tmp_path / "m.pt2", change)))
+    assert lowered.graph(torch.randn(3, 2, 2)).shape == (3, 3)
+    assert not marker.exists()
+    assert text not in lowered.layers
 
 
 def test_paths_of_weights_that_would_become_python_are_refused(source, tmp_path, marker):

@@ -86,6 +86,8 @@ def inference_form(module: fx.GraphModule) -> fx.GraphModule:
     """A copy of a graph, with batch norm and dropout in inference and no counters of batches."""
     copied = fx.GraphModule(module, copy.deepcopy(module.graph))
     for node in list(copied.graph.nodes):
+        if node.target is torch.ops.higher_order.wrap_with_autocast:
+            node.update_arg(0, "cpu")
         if not isinstance(node.target, torch._ops.OpOverload):
             continue
         if node.target is torch.ops.aten.add_.Tensor and not node.users:

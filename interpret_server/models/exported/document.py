@@ -25,7 +25,7 @@ from .targets import target
 
 _DEPTH, _VALUES, _EXPRESSIONS, _TEXT = 64, 20_000_000, 500, 10_000
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,500}", re.ASCII)
-_PATH = re.compile(r"[A-Za-z0-9_.:/@+ -]{1,1000}", re.ASCII)
+PATH = re.compile(r"[A-Za-z0-9_.:/@+ -]{1,1000}", re.ASCII)
 _RECORD = re.compile(r"[A-Za-z0-9_]{1,100}", re.ASCII)
 _KEYWORDS = frozenset(("None", "True", "False"))
 _STACK = "nn_module_stack"
@@ -52,7 +52,7 @@ def _text(text: str) -> str:
 
 
 _name = _checked(_NAME, "name")
-path = _checked(_PATH, "path")
+path = _checked(PATH, "path")
 record = _checked(_RECORD, "record")
 
 # By class and field of torch's schema. Lists are checked item by item, dictionaries key by key.

@@ -10,6 +10,7 @@ from torch import Tensor, fx
 from ..torchscript.recorder import Recorder
 from ..torchscript.values import Item, Value
 from .body import ProgramBody
+from .document import PATH
 
 _EMPTY = "_empty_nn_module_stack_from_metadata_hook"
 
@@ -135,15 +136,20 @@ def _stack(node: fx.Node) -> list[tuple[str, str]] | None:
         return None
     if _EMPTY in stack:
         return None
-    return [
+    found = [
         (str(key), _path(str(entry[0])))
         for key, entry in stack.items()
         if isinstance(entry, tuple) and entry[0]
     ]
+    return [(key, path) for key, path in found if path]
 
 
 def _path(path: str) -> str:
-    """`layer1.0`, from what several versions of torch write for it."""
+    """`layer1.0`, from what several versions of torch write for it; else nothing.
+
+    A path becomes part of the Python that FX generates, so that quotes and the like are no path.
+    """
     for prefix in ("L['self'].", "L__self__.", "L__self___"):
         path = path.removeprefix(prefix)
-    return path.partition("@")[0]
+    path = path.partition("@")[0]
+    return path if PATH.fullmatch(path) and ".." not in f".{path}." else ""

@@ -27,7 +27,7 @@ _REFUSED = re.compile(
     r"from_file|set|set_|set_data|data|resize.*|record_stream|pin_memory|is_pinned|.*backward|"
     r"sparse_.*|to_sparse.*|.*mkldnn.*|cudnn_.*|miopen_.*|fbgemm_.*|manual_seed|retain_grad|"
     r"requires_grad_|_test_.*|save|quantize_per_.*|quantized_.*|values|indices|ccol_indices|"
-    r"crow_indices|col_indices|row_indices|coalesce|.*jagged.*|.*nested.*|q_.*"
+    r"crow_indices|segment_reduce|col_indices|row_indices|coalesce|.*jagged.*|.*nested.*|q_.*"
 )
 _PRIVATE = words(
     "_adaptive_avg_pool2d _adaptive_avg_pool3d _add_relu _addmm_activation _aminmax "
@@ -40,7 +40,7 @@ _PRIVATE = words(
     "_log_softmax _masked_softmax _native_batch_norm_legit "
     "_native_batch_norm_legit_functional _native_batch_norm_legit_no_training "
     "_native_multi_head_attention _pad_circular _pad_enum _pdist_forward _prelu_kernel "
-    "_reshape_alias _reshape_copy _safe_softmax _scaled_dot_product_attention_math "
+    "_reshape_copy _safe_softmax _scaled_dot_product_attention_math "
     "_scaled_dot_product_cudnn_attention _scaled_dot_product_efficient_attention "
     "_scaled_dot_product_flash_attention _scaled_dot_product_flash_attention_for_cpu "
     "_scaled_dot_product_fused_attention_overrideable _shape_as_tensor _softmax _stack "
@@ -48,7 +48,7 @@ _PRIVATE = words(
     "_transformer_encoder_layer_fwd _trilinear _unique2 _unsafe_index _unsafe_masked_index "
     "_unsafe_view _upsample_bicubic2d_aa _upsample_bilinear2d_aa _upsample_nearest_exact1d "
     "_upsample_nearest_exact2d _upsample_nearest_exact3d _weight_norm _weight_norm_interface "
-    "_pack_padded_sequence _pad_packed_sequence _lazy_clone"
+    "_pack_padded_sequence _pad_packed_sequence"
 )
 
 
