@@ -1,6 +1,6 @@
 """A copy of a graph that passes rewrite."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,12 +73,14 @@ class Draft:
         table: target -> module or constant; shared with the original, never changed.
         observed: what the nodes gave at the example.
         copied: modules and constants whose values went into the plan's own copies.
+        derived: modules with such copies, by what they were made of; shared between drafts.
     """
 
     graph: fx.Graph
     table: dict[str, Any]
     observed: dict[fx.Node, Observed]
     copied: list[nn.Module | Tensor] = field(default_factory=list)
+    derived: dict[tuple[str, ...], nn.Module] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -86,6 +88,7 @@ class Draft:
         body: fx.GraphModule,
         observed: Mapping[str, Observed],
         nodes: Sequence[str] | None = None,
+        derived: dict[tuple[str, ...], nn.Module] | None = None,
     ) -> "Draft":
         """A copy of a graph.
 
@@ -93,6 +96,7 @@ class Draft:
             body: the original.
             observed: what its nodes gave, as far as known.
             nodes: names of the nodes to give, as a tuple; None for the graph's own output.
+            derived: see the class; drafts of one graph may share it.
         """
         graph = fx.Graph()
         copies: dict[fx.Node, fx.Node] = {}
@@ -109,7 +113,7 @@ class Draft:
         known = {
             copy: observed[node.name] for node, copy in copies.items() if node.name in observed
         }
-        draft = cls(graph, table, known)
+        draft = cls(graph, table, known, derived={} if derived is None else derived)
         draft.prune()
         return draft
 
@@ -141,11 +145,18 @@ class Draft:
         """Whether a node gave no tensor at the example."""
         return node in self.observed and self.observed[node].plain
 
-    def put(self, node: fx.Node, module: nn.Module) -> None:
-        """Let a node call another module."""
-        target = f"{node.name}_planned"
-        self.table[target] = module
-        node.target = target
+    def put(self, node: fx.Node, made_of: tuple[str, ...], make: Callable[[], nn.Module]) -> None:
+        """Let a node call another module.
+
+        Args:
+            node: that calls a module.
+            made_of: tells derived modules apart.
+            make: the module, unless another draft of the same graph has made it.
+        """
+        if made_of not in self.derived:
+            self.derived[made_of] = make()
+        node.target = " ".join(made_of)
+        self.table[node.target] = self.derived[made_of]
 
     def bypass(self, node: fx.Node, source: fx.Node) -> None:
         """Take a node out; what read it reads `source` instead."""

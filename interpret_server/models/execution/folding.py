@@ -6,6 +6,7 @@
 
 import copy
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -40,13 +41,17 @@ def is_norm(module: nn.Module | None) -> bool:
     return type(module) in _NORMS and not module.training and module.running_mean is not None  # type: ignore[union-attr]
 
 
-def fold(draft: Draft) -> int:
-    """Fold what can be, and tell how many nodes are gone.
+def fold(draft: Draft, layout: torch.memory_format = torch.contiguous_format) -> list[str]:
+    """Fold what can be, and tell the names of the nodes that are gone.
 
     A layer whose own output is read elsewhere keeps it.
+
+    Args:
+        draft: to be changed.
+        layout: of the weights of two-dimensional convolutions.
     """
     pending: dict[fx.Node, _Affine] = {}
-    count = 0
+    folded: dict[fx.Node, list[str]] = {}
     for node in list(draft.graph.nodes):
         source = _source(node)
         layer = draft.module(source)
@@ -76,15 +81,16 @@ def fold(draft: Draft) -> int:
         if (norm := draft.module(node)) is not None:
             draft.copied.append(norm)
         draft.copied.extend(c for c in map(draft.constant, node.all_input_nodes) if c is not None)
+        folded.setdefault(source, []).append(node.name)
         draft.bypass(node, source)
-        count += 1
     for source, affine in pending.items():
         layer = draft.module(source)
         assert layer is not None
         draft.copied.append(layer)
-        draft.put(source, _folded(layer, affine))
+        made_of = (source.name, *folded[source])
+        draft.put(source, made_of, partial(_folded, layer, affine, layout))
     draft.prune()
-    return count
+    return [name for names in folded.values() for name in names]
 
 
 def with_weights(layer: nn.Module, **weights: Tensor | None) -> nn.Module:
@@ -171,7 +177,7 @@ def _per_channel(
     return flat.expand(channels).clone() if flat.numel() == 1 else flat
 
 
-def _folded(layer: Any, affine: _Affine) -> nn.Module:
+def _folded(layer: Any, affine: _Affine, layout: torch.memory_format) -> nn.Module:
     weight, scale = layer.weight.detach(), affine.scale.to(layer.weight.device)
     bias = torch.zeros_like(scale) if layer.bias is None else layer.bias.detach().double()
     exact = weight.double()
@@ -182,4 +188,7 @@ def _folded(layer: Any, affine: _Affine) -> nn.Module:
     else:
         exact = exact * scale.reshape(-1, *(1,) * (weight.dim() - 1))
     bias = bias * scale + affine.shift.to(scale.device)
-    return with_weights(layer, weight=exact.to(weight.dtype), bias=bias.to(weight.dtype))
+    rounded = exact.to(weight.dtype)
+    if rounded.dim() == 4:
+        rounded = rounded.clone(memory_format=layout)
+    return with_weights(layer, weight=rounded, bias=bias.to(weight.dtype))

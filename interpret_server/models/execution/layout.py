@@ -75,13 +75,15 @@ def channels_last(draft: Draft) -> None:
 
 
 def _convert(draft: Draft, node: fx.Node) -> None:
-    module = draft.module(node)
-    assert module is not None
-    weight: Tensor = module.weight  # type: ignore[assignment]
-    if not str(node.target).endswith("_planned"):
+    module: Any = draft.module(node)
+    if module not in draft.derived.values():  # a folded layer was laid out when it was made
+
+        def laid_out() -> nn.Module:
+            weight = module.weight.detach().clone(memory_format=torch.channels_last)
+            return with_weights(module, weight=weight)
+
         draft.copied.append(module)
-    copied = weight.detach().clone(memory_format=torch.channels_last)
-    draft.put(node, with_weights(module, weight=copied))
+        draft.put(node, (node.name,), laid_out)
 
 
 def _takes_any_strides(draft: Draft, node: fx.Node) -> bool:

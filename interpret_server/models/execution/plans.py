@@ -1,5 +1,6 @@
 """Which form of a network runs, and when a faster one is made anew."""
 
+import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from .folding import fold, is_norm
 from .layout import channels_last
 from .tidying import drop_identities, pool_vectorised, work_in_place
 
+_log = logging.getLogger(__name__)
 _MOST_PLANS = 32  # sub-graphs kept per model
 _GLOBAL_HOOKS: tuple[Mapping[Any, Any], ...] = (
     hooks._global_forward_hooks,
@@ -44,8 +46,8 @@ class Plans:
     """The forms of one network.
 
     Plans share the network's weights but for those that are folded or laid out anew, of which they
-    hold copies; they are made anew when such a weight is replaced or written to. While anything
-    of the network is hooked, the canonical graph runs. Safe to use from several threads.
+    hold one copy together; they are made anew when such a weight is replaced or written to. While
+    anything of the network is hooked, the canonical graph runs. Safe to use from several threads.
 
     Args:
         module: the classifier's whole module, whose hooks count.
@@ -62,6 +64,7 @@ class Plans:
         self._channels_last = execution is not Execution.EXACT and self._suits_channels_last()
         self._output: nn.Module | None = None
         self._layers: OrderedDict[tuple[bool, tuple[str, ...]], nn.Module] = OrderedDict()
+        self._derived: dict[tuple[str, ...], nn.Module] = {}
         self._watched: dict[tuple[int, str], tuple[dict[str, Any], str, Tensor, int]] = {}
 
     @property
@@ -107,7 +110,8 @@ class Plans:
         if self._graph is None:
             return self.body
         rewritten = not self.hooked and not any(map(writes, self._graph.graph.nodes))
-        draft = Draft.of(self._graph, self._observations(example) if rewritten else {}, nodes)
+        observed = self._observations(example) if rewritten else {}
+        draft = Draft.of(self._graph, observed, nodes, self._derived)
         if rewritten:
             self._rewrite(draft)
         plan: nn.Module = draft.compile()
@@ -116,22 +120,31 @@ class Plans:
     def _rewrite(self, draft: Draft) -> None:
         drop_identities(draft)
         if self.execution is not Execution.EXACT:
-            fold(draft)
+            last = torch.channels_last if self._channels_last else torch.contiguous_format
+            fold(draft, last)
         work_in_place(draft)
-        if self._channels_last:
+        if self._channels_last and draft.observed:
             channels_last(draft)
         else:
             pool_vectorised(draft)
-        for store, name, tensor in _tensors(draft.copied):
-            self._watched[id(store), name] = store, name, tensor, tensor._version
+        watched = {
+            (id(store), name): (store, name, tensor, tensor._version)
+            for store, name, tensor in _tensors(draft.copied)
+        }
+        self._watched = {**self._watched, **watched}  # other threads may be reading the old one
 
     def _observations(self, example: Callable[[], Tensor]) -> dict[str, Observed]:
+        """Of the nodes at an example; empty where the network does not take it."""
         if self._observed is None:
             assert self._graph is not None
             rows = example()
             if isinstance(self.body, InGroups):
                 rows = rows[torch.arange(self.body.size, device=rows.device) % len(rows)]
-            self._observed = observe(self._graph, rows)
+            try:
+                self._observed = observe(self._graph, rows)
+            except Exception:  # a foreign program may raise anything
+                _log.info("a network does not take its neutral input, so nothing is folded")
+                self._observed = {}
         return self._observed
 
     def _suits_channels_last(self) -> bool:
@@ -158,7 +171,8 @@ class Plans:
 
     def _refresh(self) -> None:
         if self._stale():
-            self._watched.clear()
+            self._watched = {}
+            self._derived = {}
             self._layers.clear()
             self._output = None
 
