@@ -40,7 +40,9 @@ def decode_inputs(sent: Sent, served: Served) -> Tensor:
         limit_rows(field, len(value))
         _check_values(value, info, field, name)
     _check_together(values, infos, fields)
-    return served.classifier.pack(values)
+    rows = served.classifier.pack(values)
+    served.classifier.check_size(rows)
+    return rows
 
 
 def _by_name(

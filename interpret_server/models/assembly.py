@@ -349,6 +349,7 @@ def assemble(
         input_sizes=resolved.sizes,
         encoder=encoder,
         packing=packing,
+        carried=None if packing is None else resolved.probes()[0][2:3],  # of the longest sequence
     )
 
 

@@ -1,7 +1,7 @@
 """One form for every model: `classifier(x) -> logits`, with its layers readable and targetable."""
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple, Self
@@ -115,6 +115,11 @@ class Classifier:
         input_sizes: the input's shape, with None where a size is free; empty where none is.
         encoder: from callers' rows, on the CPU, to inputs; None where they are the same.
         packing: of several values in a row, or None.
+        carried: `(1, *input_shape)`, a row whose masks, lengths and the like a neutral input has.
+
+    Attributes:
+        guard: why the file's program takes other steps at the size of some of callers' rows; None
+            where it takes the same.
     """
 
     def __init__(
@@ -138,6 +143,7 @@ class Classifier:
         input_sizes: tuple[int | None, ...] = (),
         encoder: nn.Module | None = None,
         packing: Packing | None = None,
+        carried: Tensor | None = None,
     ) -> None:
         self.name, self.module, self.input_shape, self.classes = name, module, input_shape, classes
         self.capabilities, self.lacking = capabilities, dict(lacking)
@@ -146,7 +152,10 @@ class Classifier:
         self.dtype, self.device = dtype, device or torch.device("cpu")
         self.input_sizes = input_sizes or input_shape
         self.packing = packing
+        self._carried = carried
         self._encoder = encoder
+        self.guard: Callable[[Tensor], str | None] | None = None
+        self._sizes: OrderedDict[tuple[int, ...], str | None] = OrderedDict()
         self._bounds, self._mean = bounds, mean
         self._shapes: OrderedDict[tuple[str, tuple[int, ...]], tuple[int, ...]] = OrderedDict()
         self._execution = execution
@@ -207,6 +216,27 @@ class Classifier:
             return values[0]
         rows: Tensor = self._encoder.pack(values)  # type: ignore[union-attr, operator]
         return rows
+
+    def check_size(self, rows: Tensor) -> None:
+        """Refuse callers' rows of a size at which the file's program takes other steps.
+
+        Raises:
+            InvalidRequest: saying which.
+        """
+        if self.guard is None:
+            return
+        size = tuple(rows.shape[1:])
+        if size not in self._sizes:
+            self._sizes[size] = self.guard(rows[:1].expand(2, *size))
+            if len(self._sizes) > _SHAPES:
+                self._sizes.popitem(last=False)
+        why = self._sizes[size]
+        if why is not None:
+            raise InvalidRequest.field(
+                "inputs",
+                f"{self.name} was read at another size, and {why}; load it with this size fixed in "
+                "its manifest",
+            )
 
     def row_shape(self, rows: Tensor) -> tuple[int, ...]:
         """The shape of an input row for callers' rows."""
@@ -273,8 +303,15 @@ class Classifier:
         return 1.0 if self._bounds is None else self._bounds.upper - self._bounds.lower
 
     def neutral(self, rows: int) -> Tensor:
-        """`(rows, *input_shape)` filled with `centre`."""
-        return self.centre.expand(rows, *self.input_shape).clone()
+        """`(rows, *input_shape)` filled with `centre`; what a row only carries along is valid."""
+        values = self.centre.expand(rows, *self.input_shape).clone()
+        if self.packing is None or self._carried is None:
+            return values
+        carried = self.packing.unpack(self._carried.to(values).expand_as(values))
+        parts = zip(self.packing.parts, self.packing.unpack(values), carried, strict=True)
+        return self.packing.pack(
+            [given if part.fixed else value for part, value, given in parts], self.dtype
+        )
 
     def layer(self, name: str) -> Layer:
         """A layer by name.

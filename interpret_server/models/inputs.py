@@ -56,7 +56,7 @@ class ResolvedInput:
         kind: None where the file has yet to tell.
         embedding: the layer that looks up tokens, where the manifest names it.
         default: fills the whole input, which callers then do not send.
-        sent_integers: the manifest says that callers send integers.
+        sent_integers: whether callers send integers, where the manifest says; else None.
         field: where the manifest states it.
         samples: five rows and two rows to use as probes instead of random ones.
         notes: one sentence each.
@@ -75,7 +75,7 @@ class ResolvedInput:
     kind: InputKind | None = InputKind.VALUES
     embedding: str | None = None
     default: float | None = None
-    sent_integers: bool = False
+    sent_integers: bool | None = None
     field: str = "manifest.inputs[0]"
     samples: tuple[Tensor, Tensor] | None = None
     notes: list[str] = dataclass_field(default_factory=list)
@@ -269,7 +269,7 @@ def _resolve(
         kind=kind,
         embedding=spec.embedding,
         default=default,
-        sent_integers=sent is not None and "int" in sent,
+        sent_integers=None if sent is None else "int" in sent or sent == "bool",
         field=field,
         notes=notes,
     )

@@ -75,7 +75,7 @@ def load_classifier(
             "manifest.labels",
             f"{len(manifest.labels)} labels for {body.classes} classes",
         )
-    other = original.another_size() if rows.x.sizes else None
+    other = original.another_size(lowered) if rows.x.sizes else None
     classifier = assemble(
         name,
         body,
@@ -87,6 +87,9 @@ def load_classifier(
         packing=rows.packing,
     )
     classifier.execution = execution
+    if source.decides_by_size and lowered is not None and None in classifier.input_sizes:
+        to_file, graph = rows.inputs.to_file, lowered
+        classifier.guard = lambda raw: source.decided_otherwise(graph, to_file(raw))
     verification, notes = _verified(classifier, body, rows, original, other, lowered)
     _move(classifier, device, rows.x.probes()[1])
     info = _info(
@@ -237,7 +240,7 @@ def _info(
             layout=item.layout,
             bounds=item.bounds,
             limit=limit or None,
-            integers=item.integral or item.sent_integers,
+            integers=item.integral or bool(item.sent_integers),
         )
         for item, limit in zip(
             rows.inputs.given, rows.limits or (0,) * len(rows.inputs.given), strict=True

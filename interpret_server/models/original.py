@@ -1,5 +1,8 @@
 """The file's own execution, and what trying it tells about its inputs."""
 
+import math
+import operator
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import product
@@ -9,8 +12,10 @@ from torch import Tensor, nn
 
 from ..errors import InvalidRequest, ModelRejected
 from .batching import InGroups
+from .classifier import Bounds
 from .inputs import ResolvedInput
 from .logits import leaves
+from .lowered import Lowered
 from .manifest import InputKind
 from .packing import Packing, Part, Slot, Unpack
 from .sources import Source, brief
@@ -18,6 +23,14 @@ from .sources import Source, brief
 _PHOTO = (224, 64, 32, 299, 28, 96, 128, 256, 512, 16, 8)
 _SEQUENCE = (16, 32, 64, 8, 128, 256, 512, 1, 1024, 16000)
 _MOST_GUESSED = 4  # inputs whose kind is tried out
+_BATCHES = (5, 2, 1)
+_BAKED_BATCHES = (3, 4, 8, 16, 32, 64)  # of training code that wrote its own into the network
+_MOST_VALUES = 1 << 22  # in a batch of those
+_INTEGERS = re.compile(
+    r"(^|_)(\w*ids?|\w*idx|\w*ind(ex|ices)|\w*masks?|len|lens|lengths?|seq_?lens?|tokens?|words?|"
+    r"chars?|segments?|types?|cats?|categor\w*|bytes?)($|_|\d|\.)"
+)
+_LENGTHS = re.compile(r"(^|_)(\w*len|\w*lens|\w*lengths?)($|_|\d|\.)")
 
 
 class InputSet:
@@ -65,9 +78,20 @@ class InputSet:
             limits: integers of the given inputs lie in [0, limit); 2 where not said.
         """
         limits = limits or (2,) * len(self.given)
-        drawn = [item.probes(limit) for item, limit in zip(self.given, limits, strict=True)]
+        drawn = [
+            self._as_lengths(item).probes(limit)
+            for item, limit in zip(self.given, limits, strict=True)
+        ]
         five, two = (self.pack(values) for values in zip(*drawn, strict=True))
         return five, two
+
+    def _as_lengths(self, item: ResolvedInput) -> ResolvedInput:
+        """Lengths, by their name, lie between 1 and the length of the sequence beside them."""
+        longest = max((other.shape[0] for other in self.given if other.shape), default=1)
+        named = _LENGTHS.search(item.name.lower()) is not None
+        if not named or item.dtype.is_floating_point or item.bounds is not None:
+            return item
+        return replace(item, bounds=Bounds(1, longest))
 
     def of_size(self, size: int, dtype: torch.dtype) -> "InputSet":
         """The same with every free size set, as an example."""
@@ -96,7 +120,7 @@ class Original:
         self.fixed = next((item.fixed_batch for item in items if item.fixed_batch), None)
         self._failure: Exception | None = None
         trials = list(_trials(items))
-        while self.module is not None and not any(self._tried(trial) for trial in trials):
+        while self.module is not None and not self._tried_all(trials):
             if not source.fall_back(self._failure):
                 self._refuse(items)
         if self.module is None:
@@ -121,25 +145,41 @@ class Original:
         values: tuple[Tensor, ...] = inputs.to_file(probes[order % len(probes)])
         return values
 
-    def _tried(self, items: Sequence[ResolvedInput]) -> bool:
+    def _tried_all(self, trials: Sequence[Sequence[ResolvedInput]]) -> bool:
+        few = len(trials) <= 1 << _MOST_GUESSED and not self.fixed
+        return any(self._tried(trial, _BATCHES) for trial in trials) or (
+            few and any(self._tried(trial, _BAKED_BATCHES) for trial in trials)
+        )
+
+    def _tried(self, items: Sequence[ResolvedInput], batches: Sequence[int]) -> bool:
         inputs = InputSet(items, self.source.dtype)
-        for rows in (self.fixed,) if self.fixed else (5, 2, 1):
-            if self._runs(self._example(inputs, rows)):
-                self.rows = rows if rows < 5 or self.fixed else None
-                self._adopt(items)
-                return True
+        most = _MOST_VALUES // max(1, sum(math.prod(item.shape) for item in items))
+        for rows in (self.fixed,) if self.fixed else batches:
+            if rows > max(5, most, self.fixed or 0) or not self._runs(self._example(inputs, rows)):
+                continue
+            any_number = rows == 5 and not self.fixed and self._runs(self._example(inputs, 2))
+            self.rows = None if any_number else rows
+            self._adopt([replace(item, fixed_batch=self.rows) for item in items])
+            return True
         return False
 
     def _runs_at_another_size(self) -> bool:
         return self.another_size() is not None
 
-    def another_size(self) -> InputSet | None:
-        """The inputs at a second size of the free axes, if the file runs there."""
+    def another_size(self, lowered: Lowered | None = None) -> InputSet | None:
+        """The inputs at a second size of the free axes, if the file runs there.
+
+        Args:
+            lowered: the file takes the steps of this graph there.
+        """
         if self.module is None:
             return None
         for size in _other_sizes(self.inputs.items):
             other = self.inputs.of_size(size, self.source.dtype)
-            if self._runs(self._example(other, self.rows or 2)):
+            example = self._example(other, self.rows or 2)
+            if self._runs(example) and (
+                lowered is None or self.source.decided_otherwise(lowered, example) is None
+            ):
                 return other
         return None
 
@@ -207,11 +247,21 @@ def _trials(items: Sequence[ResolvedInput]) -> Iterator[list[ResolvedInput]]:
             if item.kind is None and item.file_dtype is None
         ][:_MOST_GUESSED]
         choices = product((False, True), repeat=len(open_kinds))
-        for choice in sorted(choices, key=lambda choice: 0 < sum(choice) < len(choice)):
+        likely = [_looks_integral(shaped[index]) for index in open_kinds]
+        if len(shaped) == 1:
+            likely = [False] * len(likely)  # numbers lose nothing where the file takes them
+        for choice in sorted(choices, key=lambda choice: sum(map(operator.ne, choice, likely))):
             trial = list(shaped)
             for index, integral in zip(open_kinds, choice, strict=True):
                 trial[index] = _integral(trial[index]) if integral else trial[index]
             yield [_integral(item) if _is_integral(item) else item for item in trial]
+
+
+def _looks_integral(item: ResolvedInput) -> bool:
+    """Whether an input of which the file tells nothing is likely to take integers."""
+    if item.sent_integers is not None:
+        return item.sent_integers
+    return _INTEGERS.search(item.name.lower()) is not None
 
 
 def _is_integral(item: ResolvedInput) -> bool:

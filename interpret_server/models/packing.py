@@ -1,5 +1,6 @@
 """Several inputs as one row, and back."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -69,7 +70,8 @@ class Packing:
 
     def pack(self, values: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
         """Tensors `(N, *shape)`, one per part, to `(N, total)`."""
-        return torch.cat([value.to(dtype).flatten(1) for value in values], 1)
+        flat = [value.reshape(len(value), math.prod(value.shape[1:])).to(dtype) for value in values]
+        return torch.cat(flat, 1)
 
     def unpack(self, rows: Tensor) -> list[Tensor]:
         """`(N, total)` to tensors `(N, *shape)`, one per part."""

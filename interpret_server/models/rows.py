@@ -205,7 +205,9 @@ class _Builder:
         position = inputs.items.index(item)
         as_floats = list(self.examples)
         as_floats[position] = as_floats[position].to(self.dtype)
-        if _same(self.graph, self.examples, as_floats):
+        is_byte = item.file_dtype is torch.uint8
+        continued = is_byte or _passes_gradients(self.graph, as_floats, position)
+        if continued and _same(self.graph, self.examples, as_floats):
             self.notes.append(
                 f"The input {item.name} takes integers; between them the network's own "
                 "arithmetic is continued."
@@ -349,6 +351,20 @@ def _same(graph: fx.GraphModule, left: Sequence[Tensor], right: Sequence[Tensor]
             pairs = zip(_flat(graph.forward(*left)), _flat(graph.forward(*right)), strict=True)
             return all(agree(difference(b, a), a.dtype) for a, b in pairs)
         except (RuntimeError, TypeError, ValueError, IndexError):
+            return False
+
+
+def _passes_gradients(graph: fx.GraphModule, values: Sequence[Tensor], position: int) -> bool:
+    """Whether any output can be differentiated by an input, rather than looking things up by it."""
+    leaf = values[position].detach().clone().requires_grad_()
+    with torch.enable_grad():
+        try:
+            outputs = _flat(graph.forward(*values[:position], leaf, *values[position + 1 :]))
+            total = sum(value.sum() for value in outputs if value.requires_grad)
+            if not isinstance(total, Tensor):
+                return False
+            return torch.autograd.grad(total, leaf, allow_unused=True)[0] is not None
+        except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError):
             return False
 
 

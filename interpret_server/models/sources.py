@@ -40,10 +40,12 @@ class Source(ABC):
             `onnx.reference` or `none`.
         notes: one sentence each.
         straight_through: whether quantisation passes gradients as if it did not round.
+        decides_by_size: the file's program may take other steps at other sizes.
         form: of the fallback, where there is no graph: `archive` or `runtime`.
     """
 
     form: ClassVar[str]
+    decides_by_size: ClassVar[bool] = False
     inputs: tuple[FileInput, ...]
     output_names: tuple[str, ...] = ()
     dtype: torch.dtype = torch.float32
@@ -88,6 +90,10 @@ class Source(ABC):
         """The file's own values of layers, as far as its execution shows them."""
         return {}
 
+    def decided_otherwise(self, lowered: Lowered, examples: Sequence[Tensor]) -> str | None:
+        """Why a graph is not the file's program for inputs of these sizes; None where it is."""
+        return None
+
     def module_like(self, layer: str, ours: nn.Module) -> nn.Module | None:
         """The file's own module of that name and of the class of ours, if it has one."""
         return None
@@ -127,6 +133,7 @@ class TorchScriptSource(Source):
     """A TorchScript archive. Opening it runs code of the file."""
 
     form = "archive"
+    decides_by_size = True
     executor = "torch.jit"
 
     def __init__(self, path: Path, *, straight_through: bool = False) -> None:
@@ -154,7 +161,12 @@ class TorchScriptSource(Source):
     def lower(self, *examples: Tensor) -> Lowered:
         from .torchscript import lower
 
-        return lower(self.archive, examples)
+        return lower(self.archive, examples, straight_through=self.straight_through)
+
+    def decided_otherwise(self, lowered: Lowered, examples: Sequence[Tensor]) -> str | None:
+        from .torchscript import decided_otherwise
+
+        return decided_otherwise(lowered, examples)
 
     def module_like(self, layer: str, ours: nn.Module) -> nn.Module | None:
         module: Any = self.archive

@@ -319,3 +319,30 @@ def test_an_embedding_can_be_named(tmp_path: Path) -> None:
     assert load(path, shape=(None,), embedding="table").info.inputs[0].kind == "tokens"
     with pytest.raises(InvalidRequest, match="these do: table"):
         load(path, shape=(None,), embedding="rnn")
+
+
+class BySize(nn.Module):
+    """Pools large images first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.last = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.size(2) > 100:
+            x = F.avg_pool2d(x, 2)
+        return self.last(F.relu(self.conv(x)).amax((2, 3)))
+
+
+def test_a_size_at_which_the_program_takes_other_steps_is_refused(tmp_path: Path) -> None:
+    net = BySize()
+    loaded = load(script(net, tmp_path), shape=(3, None, None), example=(3, 80, 80))
+    model = loaded.classifier
+    assert loaded.info.form == "graph"
+    small, large = torch.rand(2, 3, 90, 60), torch.rand(2, 3, 130, 60)
+    model.check_size(small)
+    torch.testing.assert_close(model(small), net(small))
+    for _ in range(2):  # the second time from memory
+        with pytest.raises(InvalidRequest, match="depends on sizes"):
+            model.check_size(large)
