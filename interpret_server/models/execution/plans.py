@@ -3,9 +3,10 @@
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from itertools import chain
+from operator import attrgetter, is_
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from .layout import channels_last
 from .tidying import drop_identities, pool_vectorised, work_in_place
 
 _log = logging.getLogger(__name__)
+_VERSION = attrgetter("_version")  # counts the writes to a tensor
 _MOST_PLANS = 32  # sub-graphs kept per model
 _GLOBAL_HOOKS: tuple[Mapping[Any, Any], ...] = (
     hooks._global_forward_hooks,
@@ -65,7 +67,7 @@ class Plans:
         self._output: nn.Module | None = None
         self._layers: OrderedDict[tuple[bool, tuple[str, ...]], nn.Module] = OrderedDict()
         self._derived: dict[tuple[str, ...], nn.Module] = {}
-        self._watched: dict[tuple[int, str], tuple[dict[str, Any], str, Tensor, int]] = {}
+        self._watch = _Watch(())
 
     @property
     def hooked(self) -> bool:
@@ -79,7 +81,7 @@ class Plans:
             example: gives two rows that the body takes.
         """
         form = self._output
-        if form is None or self._stale():
+        if form is None or self._watch.changed():
             with self._lock:
                 self._refresh()
                 form = self._output = self._output or self._make(None, example)
@@ -127,11 +129,7 @@ class Plans:
             channels_last(draft)
         else:
             pool_vectorised(draft)
-        watched = {
-            (id(store), name): (store, name, tensor, tensor._version)
-            for store, name, tensor in _tensors(draft.copied)
-        }
-        self._watched = {**self._watched, **watched}  # other threads may be reading the old one
+        self._watch = _Watch((*self._watch.copied, *draft.copied))
 
     def _observations(self, example: Callable[[], Tensor]) -> dict[str, Observed]:
         """Of the nodes at an example; empty where the network does not take it."""
@@ -163,15 +161,9 @@ class Plans:
             and (self.execution is Execution.FAST or any(map(is_norm, called)))
         )
 
-    def _stale(self) -> bool:
-        return any(
-            store.get(name) is not tensor or tensor._version != version
-            for store, name, tensor, version in self._watched.values()
-        )
-
     def _refresh(self) -> None:
-        if self._stale():
-            self._watched = {}
+        if self._watch.changed():
+            self._watch = _Watch(())
             self._derived = {}
             self._layers.clear()
             self._output = None
@@ -186,18 +178,33 @@ def _hooks(module: nn.Module) -> tuple[Mapping[Any, Any], ...]:
     )
 
 
-def _tensors(
-    copied: Sequence[nn.Module | Tensor],
-) -> Iterator[tuple[dict[str, Any], str, Tensor]]:
-    """Where tensors are kept, their names, and the tensors."""
-    for item in copied:
-        if isinstance(item, Tensor):
-            yield {"": item}, "", item
-            continue
-        for store in (item._parameters, item._buffers):
-            for name, tensor in store.items():
-                if tensor is not None:
-                    yield store, name, tensor
+class _Watch:
+    """Tells whether weights have been written to or replaced since. Never changes itself.
+
+    Args:
+        copied: modules, all of whose weights count, and constants.
+    """
+
+    def __init__(self, copied: Sequence[nn.Module | Tensor]) -> None:
+        self.copied = tuple(dict.fromkeys(copied))
+        entries = [
+            (store, name, tensor)
+            for store in chain.from_iterable(map(_stores, self.copied))
+            for name, tensor in store.items()
+            if tensor is not None and tensor.is_floating_point()
+        ]
+        self._stores, self._names, self._tensors = tuple(zip(*entries, strict=True)) or ((), (), ())
+        self._writes = sum(map(_VERSION, self._tensors))
+
+    def changed(self) -> bool:
+        kept = map(dict.get, self._stores, self._names)
+        return sum(map(_VERSION, self._tensors)) != self._writes or not all(
+            map(is_, kept, self._tensors)
+        )
+
+
+def _stores(item: nn.Module | Tensor) -> Sequence[dict[str, Any]]:
+    return ({"": item},) if isinstance(item, Tensor) else (item._parameters, item._buffers)
 
 
 def _is_single_on_cpu(weight: Any) -> bool:
