@@ -469,6 +469,41 @@ def test_endless_counters_of_sizes_are_refused(source, tmp_path, marker):
     refuse(edited(source, tmp_path / "m.pt2", change), ModelRejected, "a size", marker)
 
 
+def test_inputs_beyond_memory_are_refused(source, tmp_path):
+    def change(document):
+        sizes = document["graph_module"]["graph"]["tensor_values"]["x"]["sizes"]
+        sizes[1] = {"as_int": 1 << 62}
+
+    program = open_program(edited(source, tmp_path / "m.pt2", change))
+    for use in (lower, original):
+        with pytest.raises(ModelRejected, match="too large"):
+            use(program)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "s0",
+        "2*s0 + 1",
+        "(s0 - 1)//2",
+        "s0**2",
+        "Max(1, s0)",
+        "Eq(PythonMod(s0, 2), 0)",
+        "Add(Mul(Integer(2), Symbol('s77', positive=True, integer=True)), Integer(-1))",
+        "Pow(Symbol('s77', positive=True, integer=True), Integer(2))",
+        "FloorDiv(Symbol('s1', positive=True, integer=True), Integer(2))",
+    ],
+)
+def test_sizes_as_all_versions_write_them_are_read(text):
+    import sympy
+
+    from interpret_server.models.exported.expressions import expression
+
+    names = {"FloorDiv": sympy.Function("FloorDiv"), "PythonMod": sympy.Mod}
+    found, expected = (sympy.sympify(each, locals=names) for each in (expression(text), text))
+    assert found == expected
+
+
 def test_ordinary_sizes_are_read(tmp_path):
     free = torch.export.Dim.DYNAMIC
     example = networks.inputs("residual", 2)

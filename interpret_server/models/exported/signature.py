@@ -1,5 +1,6 @@
 """What a program takes and gives: its inputs, example values for them, and names of its outputs."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -97,7 +98,7 @@ def example_inputs(program: ExportedProgram, integer: int = 0) -> list[Tensor]:
     examples = []
     for name, value in values:
         shape = [_size(size, sizes) for size in value.shape]
-        if torch.Size(shape).numel() > _ELEMENTS:
+        if math.prod(shape) > _ELEMENTS:
             raise ModelRejected(f"the input {name!r} is too large: {shape}")
         if value.dtype.is_floating_point:
             examples.append(torch.rand(shape, generator=noise).to(value.dtype))
