@@ -45,8 +45,9 @@ def import_model(path: Path, *, straight_through: bool = False, limits: Limits =
     """An ONNX file in canonical form, for inference, with a batch axis of any size.
 
     Batch normalisation and dropout take their inference form, float16 becomes float32, and a batch
-    size that the file fixes is made free where its shapes allow it; the notes say so. Names of
-    layers are those of nodes where they have unique ones, else those of values.
+    size that the file fixes is made free where its shapes allow it; the notes say so. Layers
+    are named after modules where the file tells them (`names.by_modules`), else after nodes with
+    names of their own, else after values.
 
     A dynamic quantisation takes its range over each row, as the file does for a row alone.
 

@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 
 from ...errors import InvalidModel
 from ..lowered import Unlowerable
-from .allowance import Allowance
+from .allowance import Allowance, Work, check_value
 from .looping import Trips
 from .values import UNKNOWN, Examples, Listed, Maybe, Number, Numbers, Value, number_type
 
@@ -278,8 +278,9 @@ class Builder:
     ) -> Any:
         try:
             try:
-                with torch.no_grad(), torch.device("meta"):
+                with torch.no_grad(), torch.device("meta"), Work() as work:
                     self._reserve(examine(*_blank(args), **_blank(kwargs)))
+                work.check()
             except NotImplementedError:
                 pass  # the result depends on values, so it is no larger than they are
             with torch.no_grad():
@@ -321,6 +322,7 @@ class Builder:
                 if self.fixed_batch is not None:
                     raise FixedBatch from error
                 results.append(None)
+        check_value(sum(v.numel() * v.element_size() for v in _tensors(results[:1])))
         node.meta["examples"] = tuple(results)
 
     def _attribute(self, name: str) -> str:

@@ -189,6 +189,7 @@ def _check_standard(model: ModelProto) -> None:
 
     What onnxruntime's optimisers write is not held against a file: their fused operators keep the
     standard's domain, where it has no such operator at that version, and graphs may lack a name.
+    Outputs of unknown rank, which converters from other frameworks write, have no shape.
     Neither is a version of the file format that is newer than the checker.
     """
     held = [
@@ -209,6 +210,9 @@ def _check_standard(model: ModelProto) -> None:
     skeleton.ir_version = min(skeleton.ir_version, onnx.IR_VERSION)
     for graph, _ in _graphs(skeleton):
         graph.name = "graph"
+        for value in (*graph.input, *graph.output):
+            if value.type.HasField("tensor_type"):
+                value.type.tensor_type.shape.SetInParent()
     scopes: list[Any] = [skeleton, *skeleton.functions]
     for scope in scopes:
         versions = {_domain(item.domain): item.version for item in scope.opset_import}
