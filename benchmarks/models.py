@@ -11,7 +11,6 @@ import contextlib
 import copy
 import importlib.util
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -347,10 +346,15 @@ def show(figures: dict[str, Any]) -> None:
 
 def _child(path: str, name: str) -> None:
     architecture = ARCHITECTURES[name]
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = _peak_mib()
     classifier(Path(path), Built(name, torch.nn.Identity(), architecture.shape))
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(json.dumps(round((after - before) / 1024, 1)))
+    print(json.dumps(round(_peak_mib() - before, 1)))
+
+
+def _peak_mib() -> float:
+    """The most memory that this process has held; getrusage would count its parent's too."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
 if __name__ == "__main__":
