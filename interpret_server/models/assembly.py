@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..errors import InvalidRequest, ModelRejected
-from .batching import InGroups
+from .batching import InGroups, all_rows_at_once
 from .classifier import Capability, Classifier, ClassifierModule, Layer
 from .inputs import ResolvedInput
 from .logits import (
@@ -225,8 +225,7 @@ def _finish(
     if count is None:
         raise ModelRejected(f"the output {name!r} gives no single list of scores per row")
     if may_mix_rows and len(example) == 1:
-        module = InGroups(module, 1)
-        reason = "It runs 1 row at a time, because a row's values may depend on all rows."
+        module, reason = _told(InGroups(module, 1), probes, "a row's values may depend on all rows")
     else:
         module, reason = _grouped(module, probes, len(example), count)
     notes, kind, classes = [], output.kind, count
@@ -299,7 +298,17 @@ def _grouped(module: nn.Module, probes: Tensor, rows: int, count: int) -> tuple[
                 "no row could be explained by itself"
             )
     why = "its rows influence each other" if fits else "the file takes no other batch size"
-    return grouped, f"It runs {plural} at a time, because {why}."
+    return _told(grouped, probes, why)
+
+
+def _told(grouped: InGroups, probes: Tensor, why: str) -> tuple[nn.Module, str]:
+    """The form that runs a file in groups of rows, and that it does."""
+    form = all_rows_at_once(grouped, probes)
+    plural = "1 row" if grouped.size == 1 else f"{grouped.size} rows"
+    told = f"It runs {plural} at a time, because {why}."
+    if form is grouped:
+        return form, told
+    return form, f"{told} `torch.vmap` runs these single rows at once, with the same results."
 
 
 def assemble(

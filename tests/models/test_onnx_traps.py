@@ -209,6 +209,25 @@ def test_rows_of_a_baked_batch_equal_those_alone(name, export, path):
     torch.testing.assert_close(ours, eager(name)(x), rtol=1e-4, atol=1e-5)
 
 
+def test_a_baked_batch_is_freed_where_other_sizes_are_free_but_small(path):
+    table = np.random.default_rng(0).normal(size=(12, 4)).astype(np.float32)  # of positions
+    nodes = [
+        node("Shape", "x", "length", start=1, end=2),
+        node("Slice", "table zero length zero", "places"),
+        node("Add", "x places", "sum"),
+        node("ReduceMean", "sum", "mean", axes=[1], keepdims=0),
+        node("Reshape", "mean flat"),
+    ]
+    stored = {"table": table, "zero": np.array([0]), "flat": np.array([1, 4])}
+    save(path, nodes, stored, [1, "length", 4])
+    lowered = import_model(path)
+    assert not any("no other" in note for note in lowered.notes)
+    for rows, length in ((1, 7), (3, 12), (4, 2)):
+        x = torch.randn(rows, length, 4)
+        expected = (x + torch.tensor(table)[:length]).mean(1)
+        torch.testing.assert_close(lowered.graph(x), expected)
+
+
 # Logits behind what follows them.
 
 WEIGHT = np.random.default_rng(0).normal(size=(4, CLASSES)).astype(np.float32)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 
-from ..batching import InGroups
+from ..batching import InGroups, RowsAtOnce
 from .draft import Draft, Observed, graph_of, observe, writes
 from .folding import fold, is_norm
 from .layout import channels_last
@@ -117,18 +117,19 @@ class Plans:
         if rewritten:
             self._rewrite(draft)
         plan: nn.Module = draft.compile()
-        return InGroups(plan, self.body.size) if isinstance(self.body, InGroups) else plan
+        return self.body.around(plan) if isinstance(self.body, InGroups) else plan
 
     def _rewrite(self, draft: Draft) -> None:
         drop_identities(draft)
         if self.execution is not Execution.EXACT:
             last = torch.channels_last if self._channels_last else torch.contiguous_format
             fold(draft, last)
-        work_in_place(draft)
-        if self._channels_last and draft.observed:
-            channels_last(draft)
-        else:
-            pool_vectorised(draft)
+        if not isinstance(self.body, RowsAtOnce):  # torch.vmap has no rule for these
+            work_in_place(draft)
+            if self._channels_last and draft.observed:
+                channels_last(draft)
+            else:
+                pool_vectorised(draft)
         self._watch = _Watch((*self._watch.copied, *draft.copied))
 
     def _observations(self, example: Callable[[], Tensor]) -> dict[str, Observed]:
@@ -157,6 +158,7 @@ class Plans:
         convolutions = [m for m in called if type(m) in (nn.Conv2d, nn.ConvTranspose2d)]
         return (
             bool(convolutions)
+            and not isinstance(self.body, RowsAtOnce)
             and all(_is_single_on_cpu(module.weight) for module in convolutions)
             and (self.execution is Execution.FAST or any(map(is_norm, called)))
         )

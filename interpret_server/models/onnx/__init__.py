@@ -68,12 +68,12 @@ def import_model(path: Path, *, straight_through: bool = False, limits: Limits =
     found: Lowered | None = None
     for sizes in SIZES if _has_free_sizes(model) else SIZES[:1]:
         try:
-            lowered = _imported(model, sizes, straight_through, limits, deadline)
+            lowered, any_batch = _imported(model, sizes, straight_through, limits, deadline)
         except (Unlowerable, InvalidModel) as error:
             failure = failure or error
             continue
         found = found or lowered
-        if not lowered.row_by_row:  # which may be for want of shapes, at sizes that are too large
+        if any_batch and not lowered.row_by_row:  # else perhaps only at sizes that are too large
             return lowered
     if found is None:
         assert failure is not None
@@ -91,7 +91,8 @@ def _imported(
     straight_through: bool,
     limits: Limits,
     deadline: Deadline,
-) -> Lowered:
+) -> tuple[Lowered, bool]:
+    """The graph, and whether it takes any batch size."""
     notes: list[str] = []
     wanted = {"free_batch": True, "rows_apart": True}
     while True:
@@ -134,7 +135,7 @@ def _imported(
         lowered.precision = lowered.precision or torch.float16
         notes.append("The file's float16 weights and values are computed in float32.")
     lowered.notes.extend(notes)
-    return lowered
+    return lowered, wanted["free_batch"]
 
 
 class _Tuple(nn.Module):
