@@ -143,7 +143,7 @@ class Reference(Runtime):
     def __init__(self, model: ModelProto) -> None:
         from onnx.reference import ReferenceEvaluator
 
-        self._evaluator = ReferenceEvaluator(model)
+        self._evaluator = ReferenceEvaluator(model, new_ops=_corrections(model))
         told = header(model)
         self.input_names = tuple(item.name for item in told.inputs)
         self.input_shapes = tuple(item.shape or () for item in told.inputs)
@@ -154,6 +154,29 @@ class Reference(Runtime):
         with np.errstate(all="ignore"):
             values: Any = self._evaluator.run(list(self.output_names), feeds)
         return cast(Sequence[Any], values)
+
+
+def _corrections(model: ModelProto) -> list[Any]:
+    """Operators of old opsets that the evaluator gets wrong: it trains on each batch it normalises.
+
+    Up to opset 13, batch normalisation is in training mode only where it has five outputs.
+    """
+    from onnx.reference.op_run import OpRun
+
+    class BatchNormalization(OpRun):
+        op_domain = ""
+
+        def _run(
+            self, x: Any, scale: Any, bias: Any, mean: Any, var: Any, epsilon: float, **_: Any
+        ) -> tuple[Any, ...]:
+            shape = (-1, *(1,) * (x.ndim - 2))
+            scale, bias, mean, var = (item.reshape(shape) for item in (scale, bias, mean, var))
+            return ((scale * (x - mean) / np.sqrt(var + epsilon) + bias).astype(x.dtype),)
+
+    opsets = (item.version for item in model.opset_import if item.domain in ("", "ai.onnx"))
+    normalised = [n for n in all_nodes(model) if n.op_type == "BatchNormalization"]
+    plain = all(len(node.output) == 1 for node in normalised)
+    return [BatchNormalization] if max(opsets, default=0) < 14 and plain else []
 
 
 def runtime(path: Path, *, threads: int = 1, also: Sequence[str] = ()) -> OnnxRuntime:

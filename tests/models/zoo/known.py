@@ -5,6 +5,8 @@ from fnmatch import fnmatchcase
 # Exporters that refuse an architecture: pattern of the cell -> part of the exporter's message.
 REFUSED: dict[str, str] = {
     "transformer_masked-onnx*-float64": "Unsupported type for attn_mask",
+    "transformer_*-onnx13*": "aten::scaled_dot_product_attention",
+    "vit-onnx13*": "aten::scaled_dot_product_attention",
 }
 
 # Numbers that an exporter writes in float32 into a float64 file -> what they cost.
