@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 from ..errors import InvalidRequest, ModelRejected
 from .batching import InGroups, all_rows_at_once
 from .classifier import Capability, Classifier, ClassifierModule, Layer
+from .determinism import draws_of
 from .inputs import ResolvedInput
 from .logits import (
     choose_output,
@@ -60,6 +61,7 @@ class Body:
         notes: one sentence each.
         mixes_rows: the file's own execution is to be compared one row at a time.
         precision: as `Lowered` has it.
+        unsteady: why the same input may get another answer; empty where it gets the same.
     """
 
     module: nn.Module
@@ -74,6 +76,7 @@ class Body:
     notes: list[str] = field(default_factory=list)
     mixes_rows: bool = False
     precision: torch.dtype | None = None
+    unsteady: str = ""
 
 
 class Chosen(nn.Module):
@@ -122,6 +125,7 @@ def from_graph(lowered: Lowered, resolved: ResolvedInput, output: OutputSpec) ->
         may_mix_rows=lowered.row_by_row,
     )
     body.index, body.mixes_rows = index, lowered.mixes_rows
+    body.unsteady = draws_of(graph)
     body.precision = lowered.precision or (torch.float16 if halves else None)
     kept = {node.name for node in graph.graph.nodes}
     body.layers = {name: node for name, node in lowered.layers.items() if node in kept}
@@ -280,18 +284,17 @@ def _grouped(module: nn.Module, probes: Tensor, rows: int, count: int) -> tuple[
             fits = repeated = False
         if fits and not repeated and not torch.isnan(together).any():
             return module, ""  # random: rows cannot be compared
-        alone = InGroups(module, rows)(probes[:1])
+        grouped = InGroups(module, rows)
+        alone = grouped(probes)
         if fits and agree(
-            difference(together[:1].reshape(-1), alone.reshape(-1)),
+            difference(together.reshape(-1), alone.reshape(-1)),
             together.dtype,
             lambda: float32_noise(module, probes),
         ):
             return module, ""
-        grouped = InGroups(module, rows)
+        moved = grouped(probes.roll(1, 0)).roll(-1, 0)  # every row beside another one
         if rows > 1 and not agree(
-            difference(grouped(probes)[:1], grouped(probes[:1])),
-            alone.dtype,
-            lambda: float32_noise(grouped, probes),
+            difference(moved, alone), alone.dtype, lambda: float32_noise(grouped, probes)
         ):
             raise ModelRejected(
                 f"the file takes only {plural} at a time, and its rows influence each other, so "

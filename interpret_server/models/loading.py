@@ -11,10 +11,11 @@ from ..errors import InvalidRequest, ModelRejected
 from .assembly import Body, assemble, from_graph, from_module
 from .batching import InGroups
 from .classifier import Capability, Classifier
+from .determinism import draws, repeats, repeats_surely
 from .execution import Execution
 from .formats import digest, identify
 from .inputs import resolve_inputs
-from .lowered import Lowered, Unlowerable
+from .lowered import Lowered, Stateful, Unlowerable
 from .manifest import Format, InputKind, Manifest, OutputSpec
 from .mismatch import first_difference
 from .original import InputSet, Original
@@ -26,6 +27,7 @@ _RANDOM = (
     "the file's own execution gives another answer each time for the same input (a random or "
     "stateful operator)"
 )
+_NOTHING = Verification("none", 0.0, 0.0, (), 0)
 _DEVICE_TOLERANCE = 2e-2  # another device may round convolutions to TF32
 
 
@@ -125,6 +127,7 @@ def _body(
     if original.module is None:
         raise ModelRejected(f"the file cannot be turned into a graph: {reason}")
     dtype = torch.float64 if source.dtype is torch.float64 else torch.float32
+        stateful = isinstance(error, Stateful)
     rows, module = plain_rows(original.inputs, original.module, dtype)
     try:
         body = from_module(
@@ -142,6 +145,8 @@ def _body(
     return body, rows, None
 
 
+    state = f"{reason}, and its answers may depend on earlier calls" if stateful else ""
+    body.unsteady = state or draws(source.operators())
 def _verified(
     classifier: Classifier,
     body: Body,
@@ -150,9 +155,10 @@ def _verified(
     other: InputSet | None,
     lowered: Lowered | None,
 ) -> tuple[Verification, list[str]]:
-    unverified = Verification("none", 0.0, 0.0, (), 0)
+    if body.unsteady:
+        return _unsteady(classifier, body.unsteady)
     if original.module is None:
-        return unverified, []
+        return _NOTHING, []
     at_once = body.module.size if isinstance(body.module, InGroups) else None
     at_once = 1 if body.mixes_rows else at_once
     limits = [limit or 2 for limit in rows.limits]
@@ -160,25 +166,37 @@ def _verified(
     if other is not None:
         batches.append(other.probes(limits)[1])
     reference = original.output(body.index, at_once)
-    if difference(reference(batches[1]), reference(batches[1])).absolute > 0:
-        classifier.withhold(Capability.DETERMINISTIC, _RANDOM)
-        return unverified, ["The network was not verified, since " + _RANDOM + "."]
-    verification = verify(
-        lambda raw: classifier(rows.encode(raw)),
-        reference,
-        batches,
-        source=body.source,
-        executor=original.source.executor,
-        dtype=body.precision or original.source.precision,
-        noise=lambda: float32_noise(classifier.module, rows.encode(batches[0])),
-        where=lambda: _first_difference(body, rows, original, lowered, batches[0]),
-    )
+    try:
+        if not repeats(reference, batches[1:2]):
+            return _unsteady(classifier, _RANDOM)
+        verification = verify(
+            lambda raw: classifier(rows.encode(raw)),
+            reference,
+            batches,
+            source=body.source,
+            executor=original.source.executor,
+            dtype=body.precision or original.source.precision,
+            noise=lambda: float32_noise(classifier.module, rows.encode(batches[0])),
+            where=lambda: _first_difference(body, rows, original, lowered, batches[0]),
+        )
+    except ModelRejected:
+        if repeats_surely(reference, batches):
+            raise
+        return _unsteady(classifier, _RANDOM)
+    except RuntimeError as error:
+        plural = f"{at_once} at a time" if at_once else "of every number"
+        raise ModelRejected(f"the file does not run on rows {plural} ({brief(error)})") from error
     return verification, []
 
 
 def _first_difference(
     body: Body, rows: Rows, original: Original, lowered: Lowered | None, raw: Tensor
 ) -> str | None:
+def _unsteady(classifier: Classifier, why: str) -> tuple[Verification, list[str]]:
+    classifier.withhold(Capability.DETERMINISTIC, why)
+    return _NOTHING, [f"The network was not verified, since {why}."]
+
+
     at_once = body.module.size if isinstance(body.module, InGroups) else original.rows
     raw = raw[torch.arange(at_once or len(raw)) % len(raw)]
     graph = body.module.body if isinstance(body.module, InGroups) else body.module

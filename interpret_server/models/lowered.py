@@ -10,6 +10,10 @@ class Unlowerable(Exception):
     """The file cannot become a graph; the message names the operator or construct in the way."""
 
 
+class Stateful(Unlowerable):
+    """The file changes its own state as it runs; the message names what it changes."""
+
+
 @dataclass
 class Lowered:
     """A model file as an FX graph in canonical form.

@@ -24,7 +24,7 @@ def brief(error: BaseException) -> str:
     """The last line of an error's message, without what came before it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     last = lines[-1] if lines else type(error).__name__
-    return re.sub(r"^\w*(Error|Exception): ", "", last)[:300]
+    return re.sub(r"^[\w.]*(Error|Exception): ", "", last)[:300]
 
 
 _log = logging.getLogger(__name__)
@@ -72,6 +72,10 @@ class Source(ABC):
     @abstractmethod
     def lower(self, *examples: Tensor) -> Lowered:
         """The file as a graph, by an example of each of its inputs.
+
+    def operators(self) -> Iterator[str]:
+        """The names of the operators of a file that has no graph, as far as they are known."""
+        yield from ()
 
         Raises:
             Unlowerable: naming the operator or construct in the way.
@@ -330,6 +334,9 @@ class OnnxSource(Source):
 
     def _import(self) -> Lowered:
         from .onnx import import_model
+        return not {"If", "Loop", "Scan"}.isdisjoint(self.operators())
+
+    def operators(self) -> Iterator[str]:
 
         return import_model(self.path, straight_through=self.straight_through)
 

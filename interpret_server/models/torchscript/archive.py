@@ -116,4 +116,7 @@ class ArchiveBody(nn.Module):
     def forward(self, *inputs: Tensor) -> Any:
         enabled = torch.is_grad_enabled() and self.differentiable
         with torch.jit.optimized_execution(False), torch.set_grad_enabled(enabled):  # type: ignore[attr-defined]
-            return self.archive(*inputs)
+            try:
+                return self.archive(*inputs)
+            except torch.jit.Error as error:  # of Python's own raise statements in the program
+                raise RuntimeError(str(error)) from error

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from ..lowered import Unlowerable
+from ..lowered import Stateful, Unlowerable
 from .activations import PLAIN_LAYERS
 from .attention import FUSED
 from .bags import embedding_bag
@@ -302,7 +302,7 @@ class Operators:
         if target.storage and target.storage in self.recorder.owned and not metadata_only:
             if not target.path.endswith(_STATISTICS):
                 what = target.path or "constants"
-                raise Unlowerable(f"{schema.name} changes the model's own {what}{self._where()}")
+                raise Stateful(f"{schema.name} changes the model's own {what}{self._where()}")
             target.stale = schema.name
             return target
         result = self._written(name.removesuffix("_"), schema, items)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..lowered import Lowered, Unlowerable
+from ..lowered import Lowered, Stateful, Unlowerable
 from .operators import Operators
 from .quantised import Quantiser
 from .recorder import Recorder
@@ -142,7 +142,7 @@ class Walker:
         key = (owner.path, name)
         if key in self._attributes and key not in self._written:
             path = ".".join(key).lstrip(".")
-            raise Unlowerable(f"the model keeps state between calls: it changes its own {path}")
+            raise Stateful(f"the model keeps state between calls: it changes its own {path}")
         self._written.add(key)
         self._attributes[key] = value
 
