@@ -31,7 +31,7 @@ from .measures import (
     relative,
 )
 
-NAMED = frozenset({Exporter.SCRIPT, Exporter.TRACE, Exporter.EXPORT})  # layers have module paths
+NAMELESS = frozenset({Exporter.FREEZE, Exporter.FREEZE_TRACE})  # files that hold no module paths
 _INPUT_FIELDS = ("layout", "bounds")
 
 
@@ -47,8 +47,8 @@ class Cell:
 
     @property
     def middle(self) -> str | None:
-        """The name that the checked layer must have; None where the file does not tell it."""
-        return ZOO[self.name].middle if self.export.exporter in NAMED else None
+        """The name that the checked layer must have; None where the file holds no names."""
+        return None if self.export.exporter in NAMELESS else ZOO[self.name].middle
 
     def allowed(self, quantity: str) -> float:
         """The largest relative difference that passes."""
