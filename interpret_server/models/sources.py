@@ -69,13 +69,13 @@ class Source(ABC):
     def has_control_flow(self) -> bool:
         """Whether the file's program branches or loops."""
 
-    @abstractmethod
-    def lower(self, *examples: Tensor) -> Lowered:
-        """The file as a graph, by an example of each of its inputs.
-
     def operators(self) -> Iterator[str]:
         """The names of the operators of a file that has no graph, as far as they are known."""
         yield from ()
+
+    @abstractmethod
+    def lower(self, *examples: Tensor) -> Lowered:
+        """The file as a graph, by an example of each of its inputs.
 
         Raises:
             Unlowerable: naming the operator or construct in the way.
@@ -327,16 +327,20 @@ class OnnxSource(Source):
         return {name: by_name[value] for name, value in wanted.items() if value in by_name}
 
     def has_control_flow(self) -> bool:
-        import onnx
-
-        graph = onnx.load(str(self.path), load_external_data=False).graph
-        return any(node.op_type in ("If", "Loop", "Scan") for node in graph.node)
-
-    def _import(self) -> Lowered:
-        from .onnx import import_model
         return not {"If", "Loop", "Scan"}.isdisjoint(self.operators())
 
     def operators(self) -> Iterator[str]:
+        import onnx
+
+        model = onnx.load(str(self.path), load_external_data=False)
+        pending = [model.graph.node, *(function.node for function in model.functions)]
+        while pending:
+            for node in pending.pop():
+                yield node.op_type
+                pending += [item.g.node for item in node.attribute if item.HasField("g")]
+
+    def _import(self) -> Lowered:
+        from .onnx import import_model
 
         return import_model(self.path, straight_through=self.straight_through)
 
