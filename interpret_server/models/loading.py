@@ -124,10 +124,10 @@ def _body(
         return from_graph(lowered, rows.x, output), rows, lowered
     except Unlowerable as error:
         reason = brief(error)
+        stateful = isinstance(error, Stateful)
     if original.module is None:
         raise ModelRejected(f"the file cannot be turned into a graph: {reason}")
     dtype = torch.float64 if source.dtype is torch.float64 else torch.float32
-        stateful = isinstance(error, Stateful)
     rows, module = plain_rows(original.inputs, original.module, dtype)
     try:
         body = from_module(
@@ -142,11 +142,11 @@ def _body(
         )
     except Unlowerable as error:
         raise ModelRejected(f"the file does not run: {brief(error)}") from error
+    state = f"{reason}, and its answers may depend on earlier calls" if stateful else ""
+    body.unsteady = state or draws(source.operators())
     return body, rows, None
 
 
-    state = f"{reason}, and its answers may depend on earlier calls" if stateful else ""
-    body.unsteady = state or draws(source.operators())
 def _verified(
     classifier: Classifier,
     body: Body,
@@ -189,14 +189,14 @@ def _verified(
     return verification, []
 
 
-def _first_difference(
-    body: Body, rows: Rows, original: Original, lowered: Lowered | None, raw: Tensor
-) -> str | None:
 def _unsteady(classifier: Classifier, why: str) -> tuple[Verification, list[str]]:
     classifier.withhold(Capability.DETERMINISTIC, why)
     return _NOTHING, [f"The network was not verified, since {why}."]
 
 
+def _first_difference(
+    body: Body, rows: Rows, original: Original, lowered: Lowered | None, raw: Tensor
+) -> str | None:
     at_once = body.module.size if isinstance(body.module, InGroups) else original.rows
     raw = raw[torch.arange(at_once or len(raw)) % len(raw)]
     graph = body.module.body if isinstance(body.module, InGroups) else body.module
