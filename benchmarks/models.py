@@ -295,6 +295,7 @@ def main(*, quick: bool = False) -> dict[str, Any]:
     }
     slower = {what: ratio for what, ratio in ratios.items() if ratio > TOLERATED}
     return {
+        "quick": quick,
         "threads": torch.get_num_threads(),
         "clock": clock().__name__,
         "cells": len(ratios),

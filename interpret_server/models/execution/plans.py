@@ -35,7 +35,7 @@ class Execution(StrEnum):
 
     EXACT: in no bit. AUTO: batch norm and constant scales are folded into the layer before them,
     and networks with batch norm run channels-last on the CPU, which rounds differently; a network
-    without them keeps its bits. FAST: every network with two-dimensional convolutions runs
+    with nothing to fold keeps its bits. FAST: every network with two-dimensional convolutions runs
     channels-last on the CPU too.
     """
 
