@@ -23,9 +23,10 @@ from typing import Any
 import numpy as np
 import torch
 from captum.attr import Saliency
-from torch import Tensor, nn
 
 import interpret_client
+
+from ._architectures import squeezenet as architecture
 
 ROUNDS = 8
 BLOCK = 10
@@ -36,33 +37,12 @@ _SHARED = Path(os.environ.get("INTERPRET_SHARED_DATA", "../shared/data"))
 _MANIFEST = {"shape": [3, 224, 224], "bounds": [0, 1]}
 
 
-class Fire(nn.Module):
-    """Squeeze, then expand by 1x1 and 3x3 (Iandola et al. 2016)."""
-
-    def __init__(self, inside: int, squeeze: int, expand: int) -> None:
-        super().__init__()
-        self.squeeze = nn.Conv2d(inside, squeeze, 1)
-        self.one = nn.Conv2d(squeeze, expand, 1)
-        self.three = nn.Conv2d(squeeze, expand, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`(N, 2 * expand, H, W)`."""
-        x = torch.relu(self.squeeze(x))
-        return torch.cat([torch.relu(self.one(x)), torch.relu(self.three(x))], 1)
-
-
 def squeezenet(folder: Path) -> Path:
     """A SqueezeNet 1.1 archive: the real one, or one with random weights."""
     real = _SHARED / "models/imagenet/squeezenet1_1_rgb01.pt"
     if real.exists():
         return real
-    net = nn.Sequential(
-        nn.Conv2d(3, 64, 3, 2), nn.ReLU(), nn.MaxPool2d(3, 2, ceil_mode=True),
-        Fire(64, 16, 64), Fire(128, 16, 64), nn.MaxPool2d(3, 2, ceil_mode=True),
-        Fire(128, 32, 128), Fire(256, 32, 128), nn.MaxPool2d(3, 2, ceil_mode=True),
-        Fire(256, 48, 192), Fire(384, 48, 192), Fire(384, 64, 256), Fire(512, 64, 256),
-        nn.Conv2d(512, 1000, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
-    ).eval()  # fmt: skip
+    net = architecture().eval()
     path = folder / "squeezenet.pt"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
