@@ -67,9 +67,10 @@ def load_classifier(
     file_format = identify(path, manifest.format)
     sha256, size = digest(path)
     output = manifest.output
-    if output.classes is None and manifest.labels is not None:
-        output = output.model_copy(update={"classes": len(manifest.labels)})
     source = open_source(file_format, path, straight_through=manifest.straight_through)
+    named = manifest.labels or source.labels(output.name or "")
+    if output.classes is None and named is not None and len(named) > 1:
+        output = output.model_copy(update={"classes": len(named)})
     original = Original(source, resolve_inputs(manifest, source.inputs, source.dtype))
     body, rows, lowered = _body(source, output, original)
     if manifest.labels is not None and len(manifest.labels) != body.classes:
@@ -77,12 +78,13 @@ def load_classifier(
             "manifest.labels",
             f"{len(manifest.labels)} labels for {body.classes} classes",
         )
+    labels = manifest.labels or _telling(source.labels(body.output_name), body.classes)
     other = original.another_size(lowered) if rows.x.sizes else None
     classifier = assemble(
         name,
         body,
         rows.x,
-        labels=manifest.labels,
+        labels=labels,
         sha256=sha256,
         other=None if other is None else rows.encode(other.probes()[1]),
         encoder=rows.encoder,
@@ -113,6 +115,12 @@ def load_classifier(
         max_batch=manifest.max_batch or default_max_batch,
     )
     return LoadedModel(classifier, info)
+
+
+def _telling(names: tuple[str, ...] | None, classes: int) -> tuple[str, ...] | None:
+    """The file's names of K classes, where they tell more than the position does."""
+    counted = tuple(map(str, range(classes)))
+    return None if names is None or len(names) != classes or names == counted else names
 
 
 def _body(
@@ -176,7 +184,7 @@ def _verified(
             source=body.source,
             executor=original.source.executor,
             dtype=body.precision or original.source.precision,
-            noise=lambda: float32_noise(classifier.module, rows.encode(batches[0])),
+            noise=lambda raw: float32_noise(classifier.module, rows.encode(raw)),
             where=lambda: _first_difference(body, rows, original, lowered, batches[0]),
         )
     except ModelRejected:
@@ -281,7 +289,7 @@ def _info(
         input_layout=inputs[0].layout,
         bounds=rows.x.bounds,
         classes=body.classes,
-        labels=manifest.labels or (),
+        labels=classifier.labels or (),
         logits_from=body.source,
         layers=tuple(layers),
         capabilities=frozenset(item.value for item in classifier.capabilities),

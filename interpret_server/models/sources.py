@@ -65,6 +65,10 @@ class Source(ABC):
         """The data type whose rounding the original's outputs show."""
         return self.dtype
 
+    def labels(self, output: str) -> tuple[str, ...] | None:
+        """The names of an output's classes, where the file keeps them as data."""
+        return None
+
     @abstractmethod
     def has_control_flow(self) -> bool:
         """Whether the file's program branches or loops."""
@@ -246,7 +250,10 @@ class OnnxSource(Source):
         header = read_header(path)
         for item in header.inputs:
             if item.dtype is None:
-                raise InvalidModel(f"the input {item.name!r} is no tensor of numbers")
+                raise InvalidModel(
+                    f"the input {item.name!r} is no tensor of numbers; export the model without "
+                    "the steps that read texts, and send what they make of them"
+                )
         self.inputs = tuple(FileInput(item.name, item.shape, item.dtype) for item in header.inputs)
         self.output_names = tuple(item.name for item in header.outputs)
         floating = [
@@ -338,6 +345,13 @@ class OnnxSource(Source):
             for node in pending.pop():
                 yield node.op_type
                 pending += [item.g.node for item in node.attribute if item.HasField("g")]
+
+    def labels(self, output: str) -> tuple[str, ...] | None:
+        named = {} if self._runtime is None else self._runtime.session.named
+        own = named.get(output)
+        found = {own} if own is not None else {*named.values()}
+        known = {item.labels for item in found}
+        return known.pop() if len(known) == 1 else None
 
     def _import(self) -> Lowered:
         from .onnx import import_model

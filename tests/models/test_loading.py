@@ -183,7 +183,13 @@ def test_an_onnx_operator_without_a_graph_leaves_predictions(tmp_path: Path) -> 
     net = Net()
     end = [
         helper.make_node(
-            "Scaler", ["logits"], ["y"], "scaler", domain="ai.onnx.ml", offset=[0.0], scale=[2.0]
+            "LinearRegressor",
+            ["logits"],
+            ["y"],
+            "regressor",
+            domain="ai.onnx.ml",
+            coefficients=(2.0 * torch.eye(5)).reshape(-1).tolist(),
+            targets=5,
         )
     ]
     loaded = load(onnx_file(net, tmp_path, end=end, output="y"), bounds=(0, 1))
@@ -191,7 +197,7 @@ def test_an_onnx_operator_without_a_graph_leaves_predictions(tmp_path: Path) -> 
     torch.testing.assert_close(loaded.classifier(x), 2 * net(x))
     assert loaded.info.form == "runtime"
     assert loaded.info.capabilities == {"bounds", "deterministic", "scores"}
-    assert "Scaler" in loaded.info.lacking["gradient"]
+    assert "LinearRegressor" in loaded.info.lacking["gradient"]
     assert loaded.info.verification.relative_difference < 1e-6
     model = loaded.classifier
     assert model.lacking[Capability.RECTIFIERS] == model.lacking[Capability.GRADIENT]

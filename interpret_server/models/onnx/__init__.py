@@ -134,8 +134,17 @@ def _imported(
     if importer.halves:
         lowered.precision = lowered.precision or torch.float16
         notes.append("The file's float16 weights and values are computed in float32.")
+    if lowered.precision is None and _rounds_doubles(importer, lowered):
+        lowered.precision = torch.float32
     lowered.notes.extend(notes)
     return lowered, wanted["free_batch"]
+
+
+def _rounds_doubles(importer: Importer, lowered: Lowered) -> bool:
+    """Whether a file takes float64 and computes in float32, which converters of tables write."""
+    dtypes = [info.dtype for info in importer.header.inputs]
+    nodes = lowered.graph.graph.nodes if torch.float64 in dtypes else ()
+    return any(importer.builder.dtype(node) is torch.float32 for node in nodes)
 
 
 class _Tuple(nn.Module):

@@ -13,6 +13,7 @@ from ..lowered import Lowered, Unlowerable
 from . import host, operators
 from .builder import Builder
 from .call import Call
+from .class_names import are_picked
 from .file import TensorInfo, header
 from .functions import schema_function
 from .limits import LIMITS, Deadline, Limits
@@ -160,9 +161,12 @@ class Importer:
         return dtype
 
     def store(self, graph: GraphProto, values: dict[str, Maybe]) -> None:
-        """Add a graph's stored values."""
+        """Add a graph's stored values; names that a winner picks one of become its position."""
         for proto in graph.initializer:
-            values[proto.name] = self._constant(to_tensor(proto))
+            if proto.data_type == onnx.TensorProto.STRING and are_picked(proto, graph):
+                values[proto.name] = torch.arange(len(proto.string_data))
+            else:
+                values[proto.name] = self._constant(to_tensor(proto))
 
     def _constant(self, tensor: Tensor) -> Tensor:
         return tensor.to(self._keep(tensor.dtype))

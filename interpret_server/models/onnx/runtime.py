@@ -2,7 +2,7 @@
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -12,6 +12,7 @@ from onnx import ModelProto, TensorProto, ValueInfoProto, helper, numpy_helper
 from torch import Tensor
 
 from ...errors import FailedPrecondition, InvalidModel, InvalidRequest
+from .class_names import NamedOutput, as_numbers, named_outputs
 from .file import all_nodes, header, load
 from .inference import to_inference
 
@@ -47,12 +48,14 @@ class Runtime(ABC):
         input_names: in the file's order.
         input_shapes: all axes of each input; None where the file leaves a size open.
         input_dtypes: of each input; others are converted on the way in.
-        output_names: of the outputs that are tensors of numbers or lists of class scores.
+        output_names: of the outputs that are tensors, or lists of class scores.
+        named: what the file tells of its outputs' classes; winners come as their positions.
         trained: the nodes that the file has in training mode; they run in their inference form.
     """
 
     executor: ClassVar[str]
     trained: tuple[str, ...] = ()
+    named: Mapping[str, NamedOutput] = {}
     input_names: tuple[str, ...]
     input_shapes: tuple[tuple[int | None, ...], ...]
     input_dtypes: tuple[torch.dtype, ...]
@@ -122,7 +125,9 @@ class OnnxRuntime(Runtime):
         self.input_dtypes = tuple(_DTYPES.get(item.type, torch.float32) for item in inputs)
         outputs = session.get_outputs()
         self.output_names = tuple(
-            item.name for item in outputs if item.type in _DTYPES or item.type.startswith("seq(map")
+            item.name
+            for item in outputs
+            if item.type in (*_DTYPES, "tensor(string)") or item.type.startswith("seq(map")
         )
 
     def _outputs(self, feeds: dict[str, Any]) -> Sequence[Any]:
@@ -132,7 +137,10 @@ class OnnxRuntime(Runtime):
             if any(word in str(error) for word in ("not support", "NOT_IMPLEMENTED")):
                 raise Lacking(f"model: {self.executor} lacks an operator of the file") from error
             raise
-        return values
+        return [
+            as_numbers(value, self.named.get(name))
+            for name, value in zip(self.output_names, values, strict=True)
+        ]
 
 
 class Reference(Runtime):
@@ -224,7 +232,7 @@ def runtime(path: Path, *, threads: int = 1, also: Sequence[str] = ()) -> OnnxRu
             InvalidModel("model: onnxruntime cannot load the file"),
         ),
     )
-    session.trained = trained
+    session.trained, session.named = trained, named_outputs(model)
     return session
 
 
@@ -291,8 +299,6 @@ def _to_array(value: Tensor, dtype: torch.dtype) -> Any:
 
 
 def _to_tensor(value: Any) -> Tensor:
-    if isinstance(value, list):
-        value = np.array([list(row.values()) for row in value])
     if value.dtype.name == "bfloat16":
         return torch.from_numpy(np.array(value.view(np.int16), order="C")).view(torch.bfloat16)
     return torch.from_numpy(np.array(value, order="C"))

@@ -21,6 +21,7 @@ from . import (
     sequence,
     shape,
     signal,
+    traditional,
 )
 
 __all__ = [
@@ -44,4 +45,5 @@ __all__ = [
     "sequence",
     "shape",
     "signal",
+    "traditional",
 ]
