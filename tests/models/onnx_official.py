@@ -19,9 +19,6 @@ _RTOL, _ATOL = 1e-3, 1e-7  # where a case does not state its own
 _OPERATORS: Mapping[str, str] = {
     **dict.fromkeys(("Bernoulli", "RandomUniformLike"), "draws random numbers"),
     **dict.fromkeys(
-        ("NegativeLogLikelihoodLoss", "SoftmaxCrossEntropyLoss"), "is a training loss"
-    ),
-    **dict.fromkeys(
         (
             "Optional", "OptionalGetElement", "OptionalHasElement", "SequenceAt",
             "SequenceConstruct", "SequenceEmpty", "SequenceInsert", "SequenceLength",
@@ -37,23 +34,11 @@ _OPERATORS: Mapping[str, str] = {
     **dict.fromkeys(
         ("NonMaxSuppression", "RoiAlign", "Unique", "MaxUnpool"), "belongs to detectors or decoders"
     ),
-    **dict.fromkeys(
-        (
-            "BlackmanWindow", "DFT", "HammingWindow", "HannWindow", "MelWeightMatrix", "STFT",
-        ),
-        "is signal processing",
-    ),
-    **dict.fromkeys(("AffineGrid", "DeformConv", "GridSample"), "samples at computed places"),
+    "DeformConv": "belongs to detectors or decoders",
     **dict.fromkeys(
         ("CausalConvWithState", "LinearAttention", "TensorScatter"), "is a step of text generation"
     ),
-    **dict.fromkeys(
-        (
-            "BitCast", "BitShift", "BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor",
-            "CenterCropPad", "Col2Im", "Det",
-        ),
-        "is not met in classifiers",
-    ),
+    "BitCast": "reads the bits of numbers as others",
 }  # fmt: skip
 _TYPES: Mapping[int, str] = {
     **{
@@ -227,6 +212,8 @@ def _reason(case: Case) -> str | None:
     for code in types:
         if code in _TYPES:
             return _TYPES[code]
+    if case.name.startswith("test_dft_inverse"):
+        return "expects zeros to be rounded as numpy rounds them"
     if any(_is_training(node) for node in model.graph.node) or "training_dropout" in case.name:
         return _TRAINING
     if types & set(_WIDE_UNSIGNED) and case.operator not in ("Cast", "CastLike", "Clip"):
