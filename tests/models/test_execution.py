@@ -10,10 +10,11 @@ from torch import Tensor, fx, nn
 
 from interpret_server.models import execution
 from interpret_server.models.classifier import Classifier
-from interpret_server.models.execution import Execution, pooling
+from interpret_server.models.execution import Execution, Plans, pooling
 from interpret_server.models.execution.draft import Draft, observe
 from interpret_server.models.execution.folding import fold
 from interpret_server.models.relu_rules import ReluRule, relu_rule
+from interpret_server.models.torchscript import lower
 from interpret_server.plugin import Targets
 from interpret_server.testing import classifier
 
@@ -453,3 +454,28 @@ def test_threads_share_plans() -> None:
     for ours, theirs in zip(found, expected, strict=True):
         assert ours is not None
         assert torch.equal(ours, theirs)
+
+
+def test_operators_are_called_directly_with_the_same_bits() -> None:
+    class Mixed(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            y = (x + 1) * x - 0.5 / (x.abs() + 1)
+            y = torch.cat([y.permute(0, 2, 1).transpose(1, 2), y.exp().sqrt()], 1)
+            y = y.reshape(x.size(0), -1, 4) @ torch.ones(4, 3)
+            return (
+                y.tanh().mean((1,), True).unsqueeze(1).squeeze(1) + y.sigmoid().sum((1,), True)
+            )[:, 0]
+
+    archive = torch.jit.trace(Mixed().eval(), torch.rand(2, 3, 4))
+    graph = lower(archive, (torch.rand(2, 3, 4),)).graph
+    plan = Plans(graph, graph, Execution.EXACT).output(lambda: torch.rand(2, 3, 4))
+    targets = [node.target for node in plan.graph.nodes if node.op == "call_function"]
+    assert not any(isinstance(target, torch._ops.OpOverload) for target in targets)
+    for rows in (1, 5):
+        x = torch.rand(rows, 3, 4)
+        leaves = [x.clone().requires_grad_() for _ in range(2)]
+        values = [form(leaf) for form, leaf in zip((graph, plan), leaves, strict=True)]
+        assert torch.equal(*values)
+        assert torch.equal(
+            *(torch.autograd.grad(v.sum(), leaf)[0] for v, leaf in zip(values, leaves, strict=True))
+        )

@@ -17,7 +17,7 @@ from ..batching import InGroups, RowsAtOnce
 from .draft import Draft, Observed, graph_of, observe, writes
 from .folding import fold, is_norm
 from .layout import channels_last
-from .tidying import drop_identities, pool_vectorised, work_in_place
+from .tidying import call_directly, drop_identities, pool_vectorised, work_in_place
 
 _log = logging.getLogger(__name__)
 _VERSION = attrgetter("_version")  # counts the writes to a tensor
@@ -130,6 +130,7 @@ class Plans:
                 channels_last(draft)
             else:
                 pool_vectorised(draft)
+        call_directly(draft)
         self._watch = _Watch((*self._watch.copied, *draft.copied))
 
     def _observations(self, example: Callable[[], Tensor]) -> dict[str, Observed]:
