@@ -217,6 +217,9 @@ def runtime(path: Path, *, threads: int = 1, also: Sequence[str] = ()) -> OnnxRu
     options.log_severity_level = _FATAL_ONLY
     # By default, activations that meet 4-bit weights are rounded to 8 bits; the file says no such
     # thing.
+    if any(tensor.data_type == TensorProto.DOUBLE for tensor in model.graph.initializer):
+        # Beyond this level, operators are fused into ones whose scales are float32.
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
     held = _detach_weights(model) if model.ByteSize() > _LARGEST_MESSAGE else {}
     values = [onnxruntime.OrtValue.ortvalue_from_numpy(value) for value in held.values()]
