@@ -108,6 +108,8 @@ def choose_output(outputs: Sequence[tuple[str, Tensor]], spec: OutputSpec, rows:
             for index, (_, value) in enumerate(outputs)
             if value.is_floating_point() and (width(value, rows) or 0) > 1
         ]
+        if len(chosen) > 1:  # what many training codes return beside features and probabilities
+            chosen = [i for i in chosen if outputs[i][0].split(".")[-1] == "logits"]
         if len(chosen) != 1:
             raise InvalidRequest.field(
                 "manifest.output.name",

@@ -10,7 +10,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
-from .memory import check_memory
+from .memory import check_memory, take_branch
 from .signature import example_inputs, user_inputs
 
 
@@ -83,9 +83,18 @@ _TRAINING: dict[str, Any] = {"training": False, "train": False, "dropout_p": 0.0
 
 
 def inference_form(module: fx.GraphModule) -> fx.GraphModule:
-    """A copy of a graph, with batch norm and dropout in inference and no counters of batches."""
+    """A copy of a graph, with batch norm and dropout in inference and no counters of batches.
+
+    A condition runs its branch as it is: torch's own operator runs it again, out of sight of
+    backward rules, when gradients pass through it.
+    """
     copied = fx.GraphModule(module, copy.deepcopy(module.graph))
+    for name, child in list(copied.named_children()):
+        if isinstance(child, fx.GraphModule):
+            setattr(copied, name, inference_form(child))
     for node in list(copied.graph.nodes):
+        if node.target is torch.ops.higher_order.cond:
+            node.target = take_branch
         if node.target is torch.ops.higher_order.wrap_with_autocast:
             node.update_arg(0, "cpu")
         if not isinstance(node.target, torch._ops.OpOverload):

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from ...errors import ModelRejected
 
@@ -57,6 +57,13 @@ def _tensors(results: Any) -> Sequence[Tensor]:
     return []
 
 
+def take_branch(
+    condition: Any, true: nn.Module, false: nn.Module, operands: Sequence[Any] = ()
+) -> Any:
+    """What `torch.cond` gives, by running the branch itself."""
+    return (true if condition else false)(*operands)
+
+
 class _Checked(fx.Interpreter):
     def call_function(self, target: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         check_result(target, args, kwargs)
@@ -64,6 +71,9 @@ class _Checked(fx.Interpreter):
             bodies = [i for i, item in enumerate(args) if isinstance(item, fx.GraphModule)]
             if bodies:
                 return _Checked(args[bodies[0]]).run(*args[bodies[0] + 1 :])
+        if target is take_branch:
+            condition, true, false, operands = args
+            return _Checked(true if condition else false).run(*operands)
         return super().call_function(target, args, kwargs)
 
 

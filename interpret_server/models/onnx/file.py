@@ -49,6 +49,7 @@ _TYPES = frozenset(TensorProto.DataType.values())
 MAX_NODES = LIMITS.nodes
 _SHORT = 64  # bytes of a tensor that the checker is given as it is
 _UNCHECKED = "unchecked"
+_UNLISTED_IR = 4  # from which on weights need not be listed as inputs; some never listed them
 
 
 @dataclass(frozen=True)
@@ -171,6 +172,7 @@ def _check_text(*names: str) -> None:
 
 def _check_size(tensor: TensorProto) -> None:
     """Refuse a shape that the stored bytes do not fill, before anything is made of that shape."""
+    _check_text(tensor.name)
     width = _BITS.get(tensor.data_type)
     if min(tensor.dims, default=0) < 0 or tensor.data_type not in _TYPES:
         raise _misfit(tensor)
@@ -190,7 +192,8 @@ def _check_standard(model: ModelProto) -> None:
     What onnxruntime's optimisers write is not held against a file: their fused operators keep the
     standard's domain, where it has no such operator at that version, and graphs may lack a name.
     Outputs of unknown rank, which converters from other frameworks write, have no shape.
-    Neither is a version of the file format that is newer than the checker.
+    Neither is a version of the file format that is newer than the checker, or older than weights
+    that are no inputs.
     """
     held = [
         (tensor, list(tensor.dims), tensor.raw_data)
@@ -207,7 +210,7 @@ def _check_standard(model: ModelProto) -> None:
         for tensor, shape, values in held:
             tensor.dims[:] = shape
             tensor.raw_data = values
-    skeleton.ir_version = min(skeleton.ir_version, onnx.IR_VERSION)
+    skeleton.ir_version = min(max(skeleton.ir_version, _UNLISTED_IR), onnx.IR_VERSION)
     for graph, _ in _graphs(skeleton):
         graph.name = "graph"
         for value in (*graph.input, *graph.output):

@@ -17,6 +17,12 @@ _MOST_MODULES = 100_000
 
 _UNKNOWN_OPERATOR = re.compile(r"Unknown builtin op: ([\w:]+)")
 _UNKNOWN_CLASS = re.compile(r"Unknown type name '([\w.]+)'|class ([\w.]+) does not exist")
+_PACKED = re.compile(r"\b(prepacked|xnnpack)\b")
+_FOR_PHONES = (
+    " (torch.utils.mobile_optimizer.optimize_for_mobile wrote it; save the network as it was "
+    "before that)"
+)
+_WITHOUT_WEIGHTS = "required keyword attribute 'value' is undefined"  # of ConstantMKLDNNTensor
 
 
 def open_archive(path: Path) -> torch.jit.ScriptModule:
@@ -44,7 +50,12 @@ def open_archive(path: Path) -> torch.jit.ScriptModule:
             name = next(group for group in unknown.groups() if group)
             raise ModelRejected(
                 f"The TorchScript file needs {name}, which is not part of PyTorch "
-                f"{torch.__version__}."
+                f"{torch.__version__}{_FOR_PHONES if _PACKED.search(name) else ''}."
+            ) from error
+        if _WITHOUT_WEIGHTS in str(error):
+            raise InvalidModel(
+                "The TorchScript file lacks its weights, as torch.jit.save leaves them out after "
+                "torch.jit.optimize_for_inference; save the network as it was before that."
             ) from error
         raise InvalidModel(
             "The TorchScript file is corrupt or truncated; save it again with torch.jit.save."
