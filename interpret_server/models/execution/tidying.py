@@ -48,6 +48,7 @@ _BOUND: dict[Any, Callable[..., Any]] = {
     _aten.rsqrt.default: torch.rsqrt,
     _aten.neg.default: torch.neg,
     _aten.abs.default: torch.abs,
+    _aten.reciprocal.default: torch.reciprocal,
     _aten.sym_size.int: Tensor.size,
     _aten.scaled_dot_product_attention.default: F.scaled_dot_product_attention,
 }
