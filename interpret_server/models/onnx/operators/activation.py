@@ -39,7 +39,11 @@ def prelu(call: Call, x: Value, slope: Value) -> Output:
     shape, of_slope = call.shape(x), call.shape(slope)
     if shape is None or of_slope is None or len(shape) < 2:
         return call.function(parametric, x, slope, kind="prelu")
-    if call.opset < 7 and len(of_slope) == 1 and of_slope != (1,):
+    single = len(of_slope) == 1 and of_slope != (1,)
+    if call.opset < 7 and single and isinstance(slope, Tensor):
+        slope = slope.reshape(-1, *(1,) * (len(shape) - 2))
+        of_slope = tuple(slope.shape)
+    elif call.opset < 7 and single:
         slope = call.function(channel_slope, x, slope, kind="reshape")
         of_slope = call.shape(slope) or of_slope
     channels = math.prod(length or 0 for length in of_slope)
