@@ -11,7 +11,6 @@ from captum.attr import GuidedBackprop
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, fx, nn
 
-from interpret_server.models import batching
 from interpret_server.models.batching import InGroups, RowsAtOnce, all_rows_at_once
 from interpret_server.models.execution import Execution
 from interpret_server.models.loading import load_classifier
@@ -58,11 +57,6 @@ class _Leaves(fx.Tracer):
 PROBES = (5, 3, 8, 8)
 
 
-@pytest.fixture
-def whatever_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batching, "_WORTH", 1e9)
-
-
 def gradient(module: nn.Module, x: Tensor, rule: ReluRule) -> tuple[Tensor, Tensor]:
     leaf = x.clone().requires_grad_()
     y = module(leaf)
@@ -72,7 +66,7 @@ def gradient(module: nn.Module, x: Tensor, rule: ReluRule) -> tuple[Tensor, Tens
 
 @pytest.mark.parametrize("rows", [1, 2, 5])
 @pytest.mark.parametrize("rule", ReluRule)
-def test_all_rows_at_once_give_what_each_gives_alone(rule, rows, whatever_the_time):
+def test_all_rows_at_once_give_what_each_gives_alone(rule, rows):
     graph, x = graph_of(), torch.randn(PROBES)
     form = all_rows_at_once(InGroups(graph, 1), x)
     assert isinstance(form, RowsAtOnce)
@@ -82,7 +76,7 @@ def test_all_rows_at_once_give_what_each_gives_alone(rule, rows, whatever_the_ti
         torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_all_rows_run_in_one_pass(whatever_the_time, monkeypatch):
+def test_all_rows_run_in_one_pass(monkeypatch):
     graph, x = graph_of(), torch.randn(PROBES)
     form = all_rows_at_once(InGroups(graph, 1), x)
     calls: list[tuple[int, ...]] = []
@@ -97,14 +91,8 @@ def test_all_rows_run_in_one_pass(whatever_the_time, monkeypatch):
     assert len(calls) == 1 + 1 + 5
 
 
-def test_a_slower_form_is_not_taken(monkeypatch):
-    monkeypatch.setattr(batching, "_WORTH", 0.0)
-    loop = InGroups(graph_of(), 1)
-    assert all_rows_at_once(loop, torch.randn(PROBES)) is loop
-
-
 @pytest.mark.parametrize("options", [{"recurrent": True}, {"random": True}], ids=str)
-def test_what_vmap_does_not_run_stays_in_the_loop(options, whatever_the_time):
+def test_what_vmap_does_not_run_stays_in_the_loop(options):
     graph = graph_of(**options)
     if "random" in options:
         graph.train()
@@ -112,7 +100,7 @@ def test_what_vmap_does_not_run_stays_in_the_loop(options, whatever_the_time):
     assert all_rows_at_once(loop, torch.randn(PROBES)) is loop
 
 
-def test_wrong_rules_of_vmap_are_noticed(whatever_the_time, monkeypatch):
+def test_wrong_rules_of_vmap_are_noticed(monkeypatch):
     loop, real = InGroups(graph_of(), 1), torch.vmap
     x = torch.randn(PROBES)
     for wrong in (lambda y: y * 1.01, lambda y: y.detach() + 0 * y, lambda y: y.relu()):
@@ -120,7 +108,7 @@ def test_wrong_rules_of_vmap_are_noticed(whatever_the_time, monkeypatch):
         assert all_rows_at_once(loop, x) is loop
 
 
-def test_hooks_see_whole_tensors_of_one_row(whatever_the_time):
+def test_hooks_see_whole_tensors_of_one_row():
     graph, x = graph_of(), torch.randn(PROBES)
     form = all_rows_at_once(InGroups(graph, 1), x)
     expected = form(x)
@@ -145,7 +133,7 @@ def test_a_body_that_vmap_turns_out_not_to_run_goes_on_in_the_loop():
         form.together(x)
 
 
-def test_an_error_of_the_body_is_the_bodys(whatever_the_time):
+def test_an_error_of_the_body_is_the_bodys():
     form = RowsAtOnce(graph_of())
     with pytest.raises(RuntimeError, match="channels"):
         form(torch.randn(5, 7, 8, 8))
@@ -195,7 +183,7 @@ def baked_file(net: OneRow, path: Path) -> Path:
 
 
 @pytest.mark.parametrize("execution", Execution)
-def test_a_baked_file_is_served_whole_all_rows_at_once(execution, tmp_path, whatever_the_time):
+def test_a_baked_file_is_served_whole_all_rows_at_once(execution, tmp_path):
     net = OneRow().eval()
     net.norm.running_var.uniform_(0.5, 2)
     loaded = load_classifier(
