@@ -232,7 +232,7 @@ def _finish(
         module, reason = _told(InGroups(module, 1), probes, "a row's values may depend on all rows")
     else:
         module, reason = _grouped(module, probes, len(example), count)
-    notes, kind, classes = [], output.kind, count
+    kind, classes = output.kind, count
     if integral and kind is None:
         kind = OutputKind.CLASSES
     with torch.no_grad():
@@ -240,14 +240,15 @@ def _finish(
         shaped = all(  # a squeeze drops the batch axis of a single row
             module(some).shape == (len(some), count) for some in (probes, probes[:1])
         )
+    notes = _not_finite(values.reshape(-1, count))
     if source == "logits" and kind is None:
         source, note = told_by_values(values.reshape(-1, count))
-        notes = [note] if note else []
+        notes += [note] if note else []
     elif source == "logits" and kind is not None:
         source = kind.value
     if source == "classes":
         classes = _classes(output, count, name)
-        notes = [_DECISIONS]
+        notes += [_DECISIONS]
     return Body(
         module=module,
         head=head(count, source, shaped=shaped, classes=classes),
@@ -257,6 +258,16 @@ def _finish(
         reason=reason,
         notes=notes,
     )
+
+
+def _not_finite(values: Tensor) -> list[str]:
+    broken = int((~values.isfinite()).any(1).sum())
+    if not broken:
+        return []
+    return [
+        f"{broken} of the {len(values)} inputs tried at loading gave NaN or infinite values; check "
+        "the bounds and the weights."
+    ]
 
 
 def _classes(output: OutputSpec, count: int, name: str) -> int:
@@ -286,11 +297,12 @@ def _grouped(module: nn.Module, probes: Tensor, rows: int, count: int) -> tuple[
             return module, ""  # random: rows cannot be compared
         grouped = InGroups(module, rows)
         alone = grouped(probes)
-        if fits and agree(
+        unmixed = fits and agree(
             difference(together.reshape(-1), alone.reshape(-1)),
             together.dtype,
             lambda: float32_noise(module, probes),
-        ):
+        )
+        if unmixed and rows == 1:
             return module, ""
         moved = grouped(probes.roll(1, 0)).roll(-1, 0)  # every row beside another one
         if rows > 1 and not agree(
@@ -301,6 +313,7 @@ def _grouped(module: nn.Module, probes: Tensor, rows: int, count: int) -> tuple[
                 "no row could be explained by itself"
             )
     why = "its rows influence each other" if fits else "the file takes no other batch size"
+    why = "the file takes no single row" if unmixed else why
     return _told(grouped, probes, why)
 
 

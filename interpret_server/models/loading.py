@@ -21,7 +21,7 @@ from .mismatch import first_difference
 from .original import InputSet, Original
 from .rows import Rows, graph_rows, plain_rows
 from .sources import Source, brief, open_source
-from .verification import difference, float32_noise, verify
+from .verification import difference, float32_line_noise, verify
 
 _RANDOM = (
     "the file's own execution gives another answer each time for the same input (a random or "
@@ -184,7 +184,7 @@ def _verified(
             source=body.source,
             executor=original.source.executor,
             dtype=body.precision or original.source.precision,
-            noise=lambda raw: float32_noise(classifier.module, rows.encode(raw)),
+            noise=lambda raw: float32_line_noise(classifier.module, rows.encode(raw), body.source),
             where=lambda: _first_difference(body, rows, original, lowered, batches[0]),
         )
     except ModelRejected:

@@ -113,7 +113,7 @@ def test_verification_reports_what_it_measured() -> None:
         source="logits",
         executor="torch.jit",
         dtype=torch.float32,
-        noise=lambda: 0.0,
+        noise=lambda _: 0.0,
     )
     assert found.max_difference == pytest.approx(1e-5, rel=0.1)
     assert found.relative_difference == pytest.approx(1e-5 / largest, rel=0.1)
@@ -129,5 +129,5 @@ def test_a_mismatch_is_an_error_with_the_difference() -> None:
             source="logits",
             executor="onnxruntime",
             dtype=torch.float32,
-            noise=lambda: 0.0,
+            noise=lambda _: 0.0,
         )

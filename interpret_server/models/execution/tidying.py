@@ -59,6 +59,9 @@ def call_directly(draft: Draft) -> None:
     for node in draft.graph.nodes:
         if node.op == "call_function" and node.target in _BOUND:
             node.target = _BOUND[node.target]
+            if node.target in (torch.add, torch.sub) and len(node.args) > 2:
+                *operands, alpha = node.args  # which these take by name
+                node.args, node.kwargs = tuple(operands), {"alpha": alpha}
 
 
 def drop_identities(draft: Draft) -> None:
