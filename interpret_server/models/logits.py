@@ -18,6 +18,8 @@ _SHAPE_ONLY = frozenset(
         "contiguous", "clone", "detach", "permute", "transpose", "alias", "type_as", "float",
     }
 )  # fmt: skip
+_JOINS = ("concat", "cat", "stack", "hstack")
+_SHIFTS = _SHAPE_ONLY | {"sub", "rsub", "neg", "add"}
 
 
 @dataclass(frozen=True)
@@ -163,6 +165,8 @@ def recover_logits(graph: fx.GraphModule, x: Tensor, kind: OutputKind | None) ->
     if outer in ("softmax", "log_softmax") and _over_classes(graph, node, x):
         _bypass(graph, node)
         return Recovered(outer)
+    if outer in _JOINS and _open_pair(graph, node, x):
+        return Recovered("softmax")
     if outer == "sigmoid":
         several = (width(record(graph, x, keep=[output]).kept[output], len(x)) or 0) > 1
         _bypass(graph, node)
@@ -172,6 +176,36 @@ def recover_logits(graph: fx.GraphModule, x: Tensor, kind: OutputKind | None) ->
         )
         return Recovered("sigmoid", (note,) if several else ())
     return Recovered("logits")
+
+
+def _open_pair(graph: fx.GraphModule, pair: fx.Node, x: Tensor) -> bool:
+    """Turn `[1 - p, p]`, in either order, of a sigmoid p of z into its logits `[-z / 2, z / 2]`."""
+    for own in pair.all_input_nodes:
+        others = [node for node in pair.all_input_nodes if node is not own]
+        sigmoid = _through(own)
+        if len(others) != 1 or _kind(sigmoid) != "sigmoid" or not _shifts(others[0], sigmoid):
+            continue
+        kept = record(graph, x, keep=[own, *others]).kept
+        if not torch.equal(kept[others[0]], 1 - kept[own]):
+            continue
+        for node, factor in ((others[0], -0.5), (own, 0.5)):
+            with graph.graph.inserting_before(pair):
+                half = graph.graph.call_function(torch.mul, (own, factor))
+            half.meta["kind"] = "mul"
+            pair.replace_input_with(node, half)
+        _bypass(graph, sigmoid)
+        return True
+    return False
+
+
+def _shifts(node: fx.Node, source: fx.Node) -> bool:
+    """Whether a node only adds to another one, negates or reshapes it."""
+    while node is not source:
+        before = [item for item in node.all_input_nodes if item.op != "get_attr"]
+        if len(before) != 1 or _kind(node) not in _SHIFTS:
+            return False
+        (node,) = before
+    return True
 
 
 def _kind(node: fx.Node) -> str:

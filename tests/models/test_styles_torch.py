@@ -238,6 +238,63 @@ def test_conditions_of_a_program_keep_gradients_and_rules(net: Net, tmp_path: Pa
         close(found, expected, 1e-4)
 
 
+class Pair(nn.Module):
+    """A binary head that gives both probabilities."""
+
+    def __init__(self, order: str, power: int = 1) -> None:
+        super().__init__()
+        self.order, self.power, self.last = order, power, nn.Linear(12, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        p = torch.sigmoid(30 * self.last(x.mean((1, 2))))
+        if self.power > 1:
+            p = p**self.power
+        if self.order == "stacked":
+            q = p.squeeze(1)
+            return torch.stack([1 - q, q], 1)
+        return torch.cat([1 - p, p] if self.order == "no, yes" else [p, 1 - p], 1)
+
+
+def _pair(module: Pair, exporter: str, folder: Path) -> Path:
+    example = torch.randn(2, *SHAPE)
+    with quiet():
+        if exporter == "export":
+            _exported(module, folder / "m.pt2")
+            return folder / "m.pt2"
+        if exporter == "onnx":
+            axes = {"x": {0: "n"}}
+            torch.onnx.export(module, (example,), str(folder / "m.onnx"), dynamo=False,
+                              input_names=["x"], dynamic_axes=axes)  # fmt: skip
+            return folder / "m.onnx"
+        written = torch.jit.script(module) if exporter == "script" else None
+        torch.jit.save(written or torch.jit.trace(module, example), folder / "m.pt")
+        return folder / "m.pt"
+
+
+@pytest.mark.parametrize("order", ["no, yes", "yes, no", "stacked"])
+@pytest.mark.parametrize("exporter", ["script", "trace", "export", "onnx"])
+def test_both_probabilities_of_a_sigmoid_become_logits(
+    order: str, exporter: str, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    module = Pair(order).eval()
+    # Without cutting, a saturated sigmoid would leave no gradient.
+    loaded = load(_pair(module, exporter, tmp_path), shape=SHAPE)
+    assert loaded.info.logits_from == "softmax"
+    x = (3 * torch.randn(3, *SHAPE)).requires_grad_()
+    half = 15 * module.last(x.mean((1, 2)))
+    logits = torch.cat([half, -half] if order == "yes, no" else [-half, half], 1)
+    (slope,) = torch.autograd.grad(logits[:, 0].sum(), x)
+    found = loaded.classifier.gradient(x.detach(), Targets.classes(torch.tensor([0, 0, 0])))
+    close(found.logits.detach(), logits.detach())
+    close(found.inputs, slope)
+
+
+def test_powers_of_a_sigmoid_stay_probabilities(tmp_path: Path) -> None:
+    loaded = load(_pair(Pair("no, yes", 2).eval(), "trace", tmp_path), shape=SHAPE)
+    assert loaded.info.logits_from == "probabilities"
+
+
 def test_outputs_of_equal_standing_are_asked_for(net: Net, tmp_path: Path) -> None:
     class Twice(nn.Module):
         def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
