@@ -1,5 +1,6 @@
 """A model file and its manifest into a verified classifier."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -194,7 +195,33 @@ def _verified(
     except RuntimeError as error:
         plural = f"{at_once} at a time" if at_once else "of every number"
         raise ModelRejected(f"the file does not run on rows {plural} ({brief(error)})") from error
-    return verification, []
+    return verification, _other_winners(classifier, body, rows, original, at_once, batches)
+
+
+def _other_winners(
+    classifier: Classifier,
+    body: Body,
+    rows: Rows,
+    original: Original,
+    at_once: int | None,
+    batches: Sequence[Tensor],
+) -> list[str]:
+    """A note, where an output of the file names other winners than its scores do."""
+    index = original.source.winners
+    if index is None or index == body.index:
+        return []
+    named = original.output(index, at_once)
+    for batch in batches:
+        with torch.no_grad():
+            logits, winners = classifier(rows.encode(batch)), named(batch)
+        best = logits.topk(2).values
+        sure = best[:, 0] - best[:, 1] > 1e-3 * best[:, 0].abs()
+        if (sure & (logits.argmax(1) != winners[:, 0])).any():
+            return [
+                f"The file's output {original.source.output_names[index]!r} names other winners "
+                f"than the largest of {body.output_name!r}, which is what is served."
+            ]
+    return []
 
 
 def _unsteady(classifier: Classifier, why: str) -> tuple[Verification, list[str]]:

@@ -65,6 +65,11 @@ class Source(ABC):
         """The data type whose rounding the original's outputs show."""
         return self.dtype
 
+    @property
+    def winners(self) -> int | None:
+        """The position of an output that holds each row's winner, by its place in `labels`."""
+        return None
+
     def labels(self, output: str) -> tuple[str, ...] | None:
         """The names of an output's classes, where the file keeps them as data."""
         return None
@@ -345,6 +350,15 @@ class OnnxSource(Source):
             for node in pending.pop():
                 yield node.op_type
                 pending += [item.g.node for item in node.attribute if item.HasField("g")]
+
+    @property
+    def winners(self) -> int | None:
+        session = None if self._runtime is None else self._runtime.session
+        names = () if session is None else session.output_names
+        if session is None or names != self.output_names:
+            return None
+        told = [i for i, name in enumerate(names) if name in session.named]
+        return next((i for i in told if session.named[names[i]].winners), None)
 
     def labels(self, output: str) -> tuple[str, ...] | None:
         named = {} if self._runtime is None else self._runtime.session.named

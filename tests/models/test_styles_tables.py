@@ -165,6 +165,25 @@ def test_winners_by_name_become_positions(
     assert [names[winner] for winner in winners] == run(path, x)[0].tolist()
 
 
+@pytest.mark.parametrize("transform", ["NONE", "LOGISTIC"])
+def test_winners_that_are_not_the_largest_scores_are_told(tmp_path: Path, transform: str) -> None:
+    """onnxruntime scores a raw decision z as (1 - z, z), but decides by its sign."""
+    sketch = _sketch()
+    sketch.input("X", [None, 4])
+    sketch.add("LinearClassifier", ["X"], "label", "scores", domain=ML, intercepts=[0.1],
+               coefficients=[1.0, -0.5, 0.2, 0.3], classlabels_ints=[0, 1],
+               post_transform=transform)  # fmt: skip
+    _answers(sketch, [0, 1], zipped=False)
+    path = sketch.save(tmp_path / "m.onnx")
+    loaded = load(path)
+    told = [note for note in loaded.info.notes if "'output_label' names other winners" in note]
+    assert len(told) == (transform == "NONE")
+    x = torch.randn(9, 4)
+    scores = torch.tensor(run(path, x)[1])
+    found = loaded.classifier(x)
+    close(found if transform == "NONE" else found.exp(), scores)
+
+
 def _columns(path: Path, text: bool = False) -> Path:
     """A pipeline over a data frame: an input for each column."""
     sketch = _sketch()
