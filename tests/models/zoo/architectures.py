@@ -52,6 +52,11 @@ def _masked(rows: int, length: int, generator: torch.Generator) -> Inputs:
     return tokens * mask, mask
 
 
+def _tokens_and_lengths(rows: int, generator: torch.Generator) -> Inputs:
+    tokens, mask = _masked_tokens(rows, generator)
+    return tokens, mask.sum(1)
+
+
 def _waveform(rows: int, generator: torch.Generator) -> Inputs:
     return (torch.randn(rows, 1, 512, generator=generator),)
 
@@ -194,6 +199,9 @@ ZOO: dict[str, Architecture] = {
         lambda: forms.EndingNet(nn.LogSoftmax(dim=-1)), "trunk.6", logits=_before_ending
     ),
     "free_size": Architecture(forms.FreeSizeNet, "relu1", free=(2, 3), elsewhere=_other_images),
+    "packed_text": Architecture(
+        sequences.PackedText, "act", _tokens_and_lengths, ("tokens", "lengths"), "embedding"
+    ),
 }
 
 

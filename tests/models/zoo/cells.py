@@ -124,7 +124,9 @@ def manifest(cell: Cell) -> Manifest:
 def rows(cell: Cell, classifier: Classifier, *, elsewhere: bool = False) -> Tensor:
     """The architecture's rows as the classifier takes them."""
     given = ZOO[cell.name].rows(ROWS, cell.export.dtype, elsewhere=elsewhere)
-    packed = given[0] if len(given) == 1 else torch.cat([x.flatten(1).double() for x in given], 1)
+    packed = (
+        given[0] if len(given) == 1 else torch.cat([x.reshape(ROWS, -1).double() for x in given], 1)
+    )
     return classifier.encode(packed)
 
 

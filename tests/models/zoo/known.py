@@ -6,6 +6,9 @@ from fnmatch import fnmatchcase
 REFUSED: dict[str, str] = {
     "transformer_masked-onnx*-float64": "Unsupported type for attn_mask",
     "transformer_*-onnx13*": "aten::scaled_dot_product_attention",
+    "packed_text-onnx*": "vector::_M_range_check",
+    "packed_text-export*": "failed to unpack the object",
+    "packed_text-dynamo*": "failed to unpack the object",
     "vit-onnx13*": "aten::scaled_dot_product_attention",
 }
 

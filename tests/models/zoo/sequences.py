@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence
 
 from .convolutional import CLASSES
 
@@ -25,6 +26,24 @@ class LstmText(nn.Module):
         steps, (hidden, _) = self.lstm(self.embedding(tokens))
         x = torch.cat([hidden[-2], hidden[-1], steps.mean(1)], dim=1)
         return self.fc2(self.relu(self.fc1(x)))
+
+
+class PackedText(nn.Module):
+    """A GRU over sequences packed by their lengths; the last state is classified."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(VOCABULARY, 12, padding_idx=0)
+        self.gru = nn.GRU(12, 14, batch_first=True, bidirectional=True)
+        self.act = nn.ReLU()
+        self.head = nn.Linear(28, CLASSES)
+
+    def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        packed = pack_padded_sequence(
+            self.embedding(tokens), lengths, batch_first=True, enforce_sorted=False
+        )
+        hidden = self.gru(packed)[1]
+        return self.head(self.act(torch.cat([hidden[0], hidden[1]], dim=1)))
 
 
 class GruText(nn.Module):
