@@ -363,9 +363,10 @@ class OnnxSource(Source):
     def labels(self, output: str) -> tuple[str, ...] | None:
         named = {} if self._runtime is None else self._runtime.session.named
         own = named.get(output)
-        found = {own} if own is not None else {*named.values()}
-        known = {item.labels for item in found}
-        return known.pop() if len(known) == 1 else None
+        told = {item.labels for item in ({own} if own else {*named.values()})}
+        if own is None or own.counted:  # perhaps names replace the positions further on
+            told = {item.labels for item in named.values() if not item.counted} or told
+        return told.pop() if len(told) == 1 else None
 
     def _import(self) -> Lowered:
         from .onnx import import_model

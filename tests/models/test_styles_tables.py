@@ -184,6 +184,26 @@ def test_winners_that_are_not_the_largest_scores_are_told(tmp_path: Path, transf
     close(found if transform == "NONE" else found.exp(), scores)
 
 
+def test_names_that_replace_positions_are_labels(tmp_path: Path) -> None:
+    """As boosters are converted: integers inside, and a table of names behind them."""
+    sketch = Sketch(12, ir=6, ai_onnx_ml=2)
+    sketch.input("X", [None, 4])
+    sketch.add("LinearClassifier", ["X"], "position", "scores", domain=ML,
+               intercepts=[0.1, 0.0, -0.1], coefficients=sketch.noise.standard_normal(12).tolist(),
+               classlabels_ints=[0, 1, 2], post_transform="SOFTMAX")  # fmt: skip
+    sketch.add("LabelEncoder", ["position"], "label", domain=ML, keys_int64s=[0, 1, 2],
+               values_strings=FLOWERS)  # fmt: skip
+    sketch.add("Identity", ["label"], "output_label")
+    sketch.output("output_label", [None], TensorProto.STRING)
+    sketch.add("Identity", ["scores"], "probabilities")
+    sketch.output("probabilities", [None, 3])
+    path = sketch.save(tmp_path / "m.onnx")
+    loaded = load(path)
+    assert (loaded.info.form, loaded.info.labels) == ("graph", tuple(FLOWERS))
+    x = torch.randn(9, 4)
+    assert [FLOWERS[i] for i in loaded.classifier(x).argmax(1)] == run(path, x)[0].tolist()
+
+
 def _columns(path: Path, text: bool = False) -> Path:
     """A pipeline over a data frame: an input for each column."""
     sketch = _sketch()

@@ -33,6 +33,11 @@ class NamedOutput:
         """The names as text."""
         return tuple(map(str, self.names))
 
+    @property
+    def counted(self) -> bool:
+        """Whether the names are the positions."""
+        return self.names == tuple(range(len(self.names)))
+
 
 def as_numbers(value: Any, named: NamedOutput | None) -> Any:
     """An output of onnxruntime as an array: the winners' positions, or scores in their order.
@@ -85,8 +90,9 @@ def _named(
         node = makers[name]
         if node.op_type == "ArrayFeatureExtractor" and direct and node.input[0] in stored:
             return _of(_stored(stored[node.input[0]]), True)
-        names = _listed(node)
-        if names and node.op_type != "LabelEncoder":
+        if node.op_type == "LabelEncoder" and direct and (names := _encoded(node)):
+            return _of(names, True)
+        if names := _listed(node):
             winners = direct and node.op_type != "ZipMap" and name == node.output[0]
             return _of(names, winners)
         direct = direct and node.op_type in _RENAMES
@@ -108,6 +114,15 @@ def _before(output: str, makers: Mapping[str, NodeProto]) -> Iterator[str]:
         fresh = {source: None for source in makers[name].input if source not in seen}
         seen.update(fresh)
         pending.extend(fresh)
+
+
+def _encoded(node: NodeProto) -> ClassNames:
+    """The names that a winner's position is replaced by."""
+    lists = {item.name: item for item in node.attribute}
+    keys, values = lists.get("keys_int64s"), lists.get("values_strings")
+    if keys is None or values is None or list(keys.ints) != list(range(len(values.strings))):
+        return ()
+    return tuple(value.decode(errors="replace") for value in values.strings)
 
 
 def _listed(node: NodeProto) -> ClassNames:

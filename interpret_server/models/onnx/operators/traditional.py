@@ -105,6 +105,15 @@ def zip_map(call: Call, x: Value) -> Output:
     return x
 
 
+@operator("LabelEncoder", domain=ML)
+def label_encoder(call: Call, x: Value) -> Output:
+    """Winners whose names are looked up stay positions."""
+    keys = call.integers("keys_int64s")
+    if keys is None or keys != list(range(len(call.attributes.get("values_strings", ())))):
+        raise Unlowerable("LabelEncoder that is no list of names")
+    return x
+
+
 @operator("LinearClassifier", domain=ML)
 def linear_classifier(call: Call, x: Value) -> Output:
     """The winner's position, and the scores."""
