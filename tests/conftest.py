@@ -1,6 +1,7 @@
 """Fixtures and rules that every test shares."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,8 @@ _NO_SHARED = "INTERPRET_SHARED_DATA has no folder"
 
 def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)
+    # Parallel test runners ignore Ctrl-C, and what a test starts would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
