@@ -315,9 +315,18 @@ class Worker(Protocol):
         ...
 
     async def load(
-        self, name: str, path: Path, manifest: Manifest, *, replace: bool = False
+        self,
+        name: str,
+        path: Path,
+        manifest: Manifest,
+        *,
+        replace: bool = False,
+        samples: Path | None = None,
     ) -> ModelInfo:
         """Load a file under a name; a failed replacement keeps the old model serving.
+
+        Args:
+            samples: a file of real inputs to verify the model with.
 
         Raises:
             InvalidModel, ModelRejected, InvalidRequest, AlreadyExists.

@@ -57,7 +57,7 @@ class Loaded(Protocol):
     def info(self) -> ModelInfo: ...
 
 
-Loader = Callable[..., Loaded]  # (name, path, manifest, *, device, default_max_batch)
+Loader = Callable[..., Loaded]  # (name, path, manifest, *, device, default_max_batch[, samples])
 
 
 class LocalWorker:
@@ -68,8 +68,9 @@ class LocalWorker:
         device: `cpu`, `cuda:0`, ...; `auto` for the first CUDA device, else the CPU.
         max_queue: most calls that may wait for the device; more are refused with `Overloaded`.
         max_batch: most rows in one forward pass, where the manifest names no limit.
-        loader: `(name, path, manifest, *, device, default_max_batch)` to an object with
-            `classifier` and `info`; by default that of `interpret_server.models.loading`.
+        loader: `(name, path, manifest, *, device, default_max_batch)`, and `samples` where there
+            are any, to an object with `classifier` and `info`; by default that of
+            `interpret_server.models.loading`.
     """
 
     def __init__(
@@ -119,7 +120,13 @@ class LocalWorker:
         return info
 
     async def load(
-        self, name: str, path: Path, manifest: Manifest, *, replace: bool = False
+        self,
+        name: str,
+        path: Path,
+        manifest: Manifest,
+        *,
+        replace: bool = False,
+        samples: Path | None = None,
     ) -> ModelInfo:
         """Load a file under a name, in a thread of its own.
 
@@ -135,7 +142,9 @@ class LocalWorker:
         self._loading.add(name)
         try:
             loaded = await self._in_thread(
-                self._loaders, lambda: self._load_file(name, path, manifest), f"loading {name}"
+                self._loaders,
+                lambda: self._load_file(name, path, manifest, samples),
+                f"loading {name}",
             )
         finally:
             self._loading.discard(name)
@@ -255,12 +264,15 @@ class LocalWorker:
         with _safe(what):
             return await asyncio.get_running_loop().run_in_executor(pool, alone)
 
-    def _load_file(self, name: str, path: Path, manifest: Manifest) -> Loaded:
+    def _load_file(self, name: str, path: Path, manifest: Manifest, samples: Path | None) -> Loaded:
         loader = self._loader or _default_loader()
         limit = self._max_batch
         try:
             with _safe(f"loading {name}"):
-                loaded = loader(name, path, manifest, device=self._device, default_max_batch=limit)
+                given = {} if samples is None else {"samples": samples}
+                loaded = loader(
+                    name, path, manifest, device=self._device, default_max_batch=limit, **given
+                )
         except InterpretError as error:
             failure = bare(error)
         else:

@@ -21,6 +21,7 @@ from .manifest import Format, InputKind, Manifest, OutputSpec
 from .mismatch import first_difference
 from .original import InputSet, Original
 from .rows import Rows, graph_rows, plain_rows
+from .samples import read_samples
 from .sources import Source, brief, open_source
 from .verification import difference, float32_line_noise, verify
 
@@ -48,6 +49,7 @@ def load_classifier(
     device: torch.device,
     default_max_batch: int = 64,
     execution: Execution = Execution.AUTO,
+    samples: Path | None = None,
 ) -> LoadedModel:
     """Load a model file, turn it into a classifier and compare it with its own execution.
 
@@ -58,6 +60,7 @@ def load_classifier(
         device: where the classifier is to run; it is verified on the CPU first.
         default_max_batch: most rows in one forward pass, where the manifest does not say.
         execution: how much the form that runs may differ from the canonical graph.
+        samples: real inputs to verify it with as well; see `samples.read_samples`.
 
     Raises:
         NotFound: there is no such file.
@@ -95,7 +98,8 @@ def load_classifier(
     if source.decides_by_size and lowered is not None and None in classifier.input_sizes:
         to_file, graph = rows.inputs.to_file, lowered
         classifier.guard = lambda raw: source.decided_otherwise(graph, to_file(raw))
-    verification, notes = _verified(classifier, body, rows, original, other, lowered)
+    real = [] if samples is None else read_samples(samples, rows.inputs, rows.limits)
+    verification, notes = _verified(classifier, body, rows, original, other, lowered, real)
     _move(classifier, device, rows.x.probes()[1])
     info = _info(
         classifier,
@@ -163,6 +167,7 @@ def _verified(
     original: Original,
     other: InputSet | None,
     lowered: Lowered | None,
+    real: list[Tensor],
 ) -> tuple[Verification, list[str]]:
     if body.unsteady:
         return _unsteady(classifier, body.unsteady)
@@ -174,6 +179,7 @@ def _verified(
     batches = [*rows.inputs.probes(limits)]
     if other is not None:
         batches.append(other.probes(limits)[1])
+    batches += real
     reference = original.output(body.index, at_once)
     try:
         if not repeats(reference, batches[1:2]):

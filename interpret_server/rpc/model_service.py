@@ -49,6 +49,7 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
             entry.path,
             entry.manifest if manifest is None else manifest,
             replace=request.replace,
+            samples=entry.samples,
         )
         return pb.LoadModelResponse(model=codec.from_model(info))
 

@@ -93,7 +93,13 @@ class Names(Worker):
         self._aliases = {**others, **aliases}
 
     async def load(
-        self, name: str, path: Path, manifest: Manifest, *, replace: bool = False
+        self,
+        name: str,
+        path: Path,
+        manifest: Manifest,
+        *,
+        replace: bool = False,
+        samples: Path | None = None,
     ) -> ModelInfo:
         """Load a client's file; replacing a model of the repository unloads that version.
 
@@ -104,18 +110,20 @@ class Names(Worker):
             raise AlreadyExists(
                 f"name: a model called {name} is loaded; unload it first, or ask to replace it"
             )
-        info = await self._worker.load(name, path, manifest, replace=replace)
+        info = await self._worker.load(name, path, manifest, replace=replace, samples=samples)
         if replace and (version := self._aliases.get(name)) is not None:
             await self.retire(version)
         return info
 
-    async def load_version(self, own: str, path: Path, manifest: Manifest) -> ModelInfo:
+    async def load_version(
+        self, own: str, path: Path, manifest: Manifest, samples: Path | None
+    ) -> ModelInfo:
         """Load a version of the repository under its own name, in place of what had it.
 
         Raises:
             InvalidModel, ModelRejected, InvalidRequest, Unavailable.
         """
-        return await self._worker.load(own, path, manifest, replace=True)
+        return await self._worker.load(own, path, manifest, replace=True, samples=samples)
 
     async def unload(self, name: str) -> None:
         """Forget a model under all its names once the calls that run on it are done.

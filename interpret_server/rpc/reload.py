@@ -121,7 +121,7 @@ class Reloader:
     async def _load(self, plan: Plan, state: _State, version: str, entry: Entry) -> list[Problem]:
         own = address(plan.name, version)
         try:
-            info = await self._names.load_version(own, entry.path, entry.manifest)
+            info = await self._names.load_version(own, entry.path, entry.manifest, entry.samples)
         except Unavailable:  # the server is closing
             return []
         except Exception as error:

@@ -115,7 +115,13 @@ class FakeWorker:
         return tuple(self._models.values())
 
     async def load(
-        self, name: str, path: Path, manifest: Manifest, *, replace: bool = False
+        self,
+        name: str,
+        path: Path,
+        manifest: Manifest,
+        *,
+        replace: bool = False,
+        samples: Path | None = None,
     ) -> api.ModelInfo:
         data = await asyncio.to_thread(path.read_bytes)
         self.loaded.append((name, data, manifest, path))

@@ -17,7 +17,13 @@ class Stuck(FakeWorker):
     """Never ends loading; asks for the signal as soon as it has begun."""
 
     async def load(
-        self, name: str, path: Path, manifest: Manifest, *, replace: bool = False
+        self,
+        name: str,
+        path: Path,
+        manifest: Manifest,
+        *,
+        replace: bool = False,
+        samples: Path | None = None,
     ) -> ModelInfo:
         self.started.set()
         os.kill(os.getpid(), signal.SIGTERM)

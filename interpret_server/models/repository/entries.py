@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from ...errors import InvalidRequest, NotFound
 from ..manifest import Manifest, manifest_from_toml
-from .paths import LABELS, MANIFEST, VERSIONS, inside, model_files, plain, read_text
+from .paths import LABELS, MANIFEST, SAMPLES, VERSIONS, inside, model_files, plain, read_text
 from .paths import version_folders as versions_of
 
 _MANIFEST_BYTES = 1 << 20
@@ -25,12 +25,14 @@ class Entry(NamedTuple):
             its version is the version folder's name unless it states one; its labels are those
             of a `labels.txt` unless it states them.
         stamp: of every file that the model is read from.
+        samples: of real inputs to verify the model with, beside its file; None without one.
     """
 
     name: str
     path: Path
     manifest: Manifest
     stamp: Stamp
+    samples: Path | None = None
 
 
 def resolve(root: Path, path: str) -> Entry:
@@ -56,7 +58,7 @@ def resolve(root: Path, path: str) -> Entry:
         place = versions[-1]
     if place.is_dir():
         place = _sole_file(place, path)
-    if not place.is_file() or place.name in (MANIFEST, LABELS, VERSIONS):
+    if not place.is_file() or place.name in (MANIFEST, LABELS, VERSIONS, *SAMPLES):
         raise NotFound(f"the model repository has no model {path!r}")
     return entry(root, name, place)
 
@@ -68,7 +70,9 @@ def entry(root: Path, name: str, file: Path) -> Entry:
         InvalidRequest: a file of the model is wrong or leads out of the repository.
     """
     place = inside(root, file.relative_to(root).as_posix())
-    return Entry(name, place, _manifest(root, name, place), _stamp(place))
+    return Entry(
+        name, place, _manifest(root, name, place), _stamp(place), _samples(root, name, place)
+    )
 
 
 def version_entry(root: Path, name: str, version: str) -> Entry:
@@ -135,14 +139,26 @@ def _labels(root: Path, name: str, folders: tuple[Path, ...]) -> tuple[str, ...]
     return None
 
 
+def _samples(root: Path, name: str, file: Path) -> Path | None:
+    found = [file.parent / item for item in SAMPLES if (file.parent / item).is_file()]
+    if len(found) > 1:
+        raise InvalidRequest.field(
+            "samples", f"{name!r} has {' and '.join(SAMPLES)} beside its model; keep one of them"
+        )
+    for place in found:
+        inside(root, place.relative_to(root).as_posix())
+    return found[0] if found else None
+
+
 def _stamp(file: Path) -> Stamp:
     """An ONNX file may keep its weights in any file beside it."""
-    files = [file]
+    files = [file, *(file.parent / item for item in SAMPLES)]
     if file.suffix == ".onnx":
         files += [
             item
             for item in file.parent.iterdir()
-            if plain(item.name) and item.name not in (file.name, MANIFEST, LABELS, VERSIONS)
+            if plain(item.name)
+            and item.name not in (file.name, MANIFEST, LABELS, VERSIONS, *SAMPLES)
         ]
     found = []
     for item in sorted(files):

@@ -6,6 +6,7 @@ from pathlib import Path
 from ...errors import InvalidRequest, NotFound
 
 FILES = ("model.pt", "model.onnx", "model.pt2")
+SAMPLES = ("samples.npy", "samples.npz")
 MANIFEST, LABELS, VERSIONS = "model.toml", "labels.txt", "versions.toml"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")  # of a model, a version or a label
 NAME_RULE = "1 to 128 letters, digits, '.', '_' and '-', beginning with a letter or digit"
