@@ -1,8 +1,9 @@
 """Any number of rows through a network that was exported for one batch size."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import chain
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, fx, nn
@@ -110,10 +111,24 @@ def all_rows_at_once(loop: InGroups, probes: Tensor) -> InGroups:
         return loop
     candidate = RowsAtOnce(loop.body)
     try:
-        right = _is_right(candidate, loop, probes)
+        with _rules_alone():
+            with torch.no_grad():  # which can take other kernels
+                candidate.together(probes)
+            right = _is_right(candidate, loop, probes)
     except _REFUSALS:
         return loop
     return candidate if right else loop
+
+
+@contextmanager
+def _rules_alone() -> Iterator[None]:
+    """`torch.vmap` refuses what it has no rule for, rather than loop over it with a warning."""
+    functorch: Any = torch._C._functorch
+    functorch._set_vmap_fallback_enabled(False)
+    try:
+        yield
+    finally:
+        functorch._set_vmap_fallback_enabled(True)
 
 
 def _is_right(candidate: RowsAtOnce, loop: InGroups, probes: Tensor) -> bool:

@@ -1,6 +1,6 @@
 """A model file and its manifest into a verified classifier."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -181,23 +181,33 @@ def _verified(
         batches.append(other.probes(limits)[1])
     batches += real
     reference = original.output(body.index, at_once)
-    try:
-        if not repeats(reference, batches[1:2]):
-            return _unsteady(classifier, _RANDOM)
-        verification = verify(
+
+    def judged(reference: Callable[[Tensor], Tensor], dtype: torch.dtype) -> Verification:
+        return verify(
             lambda raw: classifier(rows.encode(raw)),
             reference,
             batches,
             source=body.source,
             executor=original.source.executor,
-            dtype=body.precision or original.source.precision,
+            dtype=dtype,
             noise=lambda raw: float32_line_noise(classifier.module, rows.encode(raw), body.source),
             where=lambda: _first_difference(body, rows, original, lowered, batches[0]),
         )
-    except ModelRejected:
-        if repeats_surely(reference, batches):
+
+    try:
+        if not repeats(reference, batches[1:2]):
+            return _unsteady(classifier, _RANDOM)
+        verification = judged(reference, body.precision or original.source.precision)
+    except ModelRejected as error:
+        if not repeats_surely(reference, batches):
+            return _unsteady(classifier, _RANDOM)
+        try:
+            judged(reference, torch.float16)  # nothing but rounding, if coarse
+        except ModelRejected:
+            raise error from None
+        if body.precision is not None or not original.source.doubt():
             raise
-        return _unsteady(classifier, _RANDOM)
+        verification = judged(original.output(body.index, at_once), original.source.precision)
     except RuntimeError as error:
         plural = f"{at_once} at a time" if at_once else "of every number"
         raise ModelRejected(f"the file does not run on rows {plural} ({brief(error)})") from error

@@ -1,5 +1,6 @@
 """Which output of a file holds the classes, and the logits behind it."""
 
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ _SHAPE_ONLY = frozenset(
 )  # fmt: skip
 _JOINS = ("concat", "cat", "stack", "hstack")
 _SHIFTS = _SHAPE_ONLY | {"sub", "rsub", "neg", "add"}
+_RANKS = frozenset({"topk", "sort"})
 
 
 @dataclass(frozen=True)
@@ -121,8 +123,8 @@ def choose_output(outputs: Sequence[tuple[str, Tensor]], spec: OutputSpec, rows:
     if width(value, rows) is None:
         raise ModelRejected(
             f"the output {name!r} has shape {list(value.shape)} for {rows} input rows; a "
-            "classifier's gives one number per class and row (sequences of scores, masks and boxes "
-            "are not served)"
+            "classifier's gives one number per class and row, the rows first (sequences of scores, "
+            "masks and boxes are not served)"
         )
     return chosen[0]
 
@@ -146,12 +148,21 @@ def recover_logits(graph: fx.GraphModule, x: Tensor, kind: OutputKind | None) ->
         graph: with a single tensor as its output.
         x: an input that the graph takes.
         kind: the manifest's word; nothing is cut where it says logits.
+
+    Raises:
+        ModelRejected: the graph ends in a ranking of its scores.
     """
-    if kind is OutputKind.LOGITS:
-        return Recovered("logits")
     (output,) = graph.graph.output_node().args
     assert isinstance(output, fx.Node)
     node = _through(output)
+    if _is_ranked(node):
+        raise ModelRejected(
+            "the output holds the highest scores in descending order, which tells nothing of each "
+            "class; name an output with every class's score, or export the network without the "
+            "ranking at its end"
+        )
+    if kind is OutputKind.LOGITS:
+        return Recovered("logits")
     if _kind(node) == "argmax" and (scores := _operand(node)):
         keep_output(graph, scores)
         return Recovered("argmax", recover_logits(graph, x, None).notes)
@@ -206,6 +217,11 @@ def _shifts(node: fx.Node, source: fx.Node) -> bool:
             return False
         (node,) = before
     return True
+
+
+def _is_ranked(node: fx.Node) -> bool:
+    picked = _operand(node) if node.target is operator.getitem else None
+    return bool(_RANKS & {_kind(item) for item in (node, picked) if item is not None})
 
 
 def _kind(node: fx.Node) -> str:

@@ -239,8 +239,7 @@ class _Leaf(nn.Module):
 
 def _trials(items: Sequence[ResolvedInput]) -> Iterator[list[ResolvedInput]]:
     """The inputs with every guess at sizes and kinds, likely ones first."""
-    for size in _candidates(items):
-        shaped = [item if item.shape or not item.sizes else item.of_size(size) for item in items]
+    for shaped in _shaped(items):
         open_kinds = [
             index
             for index, item in enumerate(shaped)
@@ -272,11 +271,40 @@ def _integral(item: ResolvedInput) -> ResolvedInput:
     return replace(item, dtype=torch.int64, mean=None, std=None)
 
 
-def _candidates(items: Sequence[ResolvedInput]) -> tuple[int, ...]:
-    first = next((item for item in items if item.sizes), None)
-    if first is None or all(item.shape for item in items if item.sizes):
-        return (0,)
-    return _PHOTO if first.layout in ("CHW", "HWC") else _SEQUENCE
+def _shaped(items: Sequence[ResolvedInput]) -> Iterator[list[ResolvedInput]]:
+    """The inputs with every guess at the sizes that nobody stated."""
+    if all(item.shape for item in items if item.sizes):
+        yield list(items)
+        return
+    for guess in (_in_colour, _in_grey, _with_channels_last, lambda item: item):
+        guessed = [item if item.shape else guess(item) for item in items]
+        if any(item is None for item in guessed):
+            continue
+        known = [item for item in guessed if item is not None]
+        first = next(item for item in known if item.sizes)
+        for size in _PHOTO if first.layout in ("CHW", "HWC") else _SEQUENCE:
+            shaped = [i if i.shape or not i.sizes else i.of_size(size) for i in known]
+            if max(math.prod(item.shape) for item in shaped) <= _MOST_VALUES:
+                yield shaped
+
+
+def _in_colour(item: ResolvedInput) -> ResolvedInput | None:
+    return _photo(item, (3, None, None), "CHW")
+
+
+def _in_grey(item: ResolvedInput) -> ResolvedInput | None:
+    return _photo(item, (1, None, None), "CHW")
+
+
+def _with_channels_last(item: ResolvedInput) -> ResolvedInput | None:
+    return _photo(item, (None, None, 3), "HWC")
+
+
+def _photo(item: ResolvedInput, sizes: tuple[int | None, ...], layout: str) -> ResolvedInput | None:
+    """Three free sizes as those of an image; None where the input has others."""
+    if item.sizes != (None, None, None):
+        return None
+    return replace(item, sizes=sizes, layout=layout)
 
 
 def _other_sizes(items: Sequence[ResolvedInput]) -> Iterator[int]:

@@ -97,6 +97,10 @@ class Source(ABC):
         """
         return False
 
+    def doubt(self) -> bool:
+        """Put a more exact executor, if any, in the place of one that may round coarsely."""
+        return False
+
     def values(
         self, lowered: Lowered, examples: Sequence[Tensor], layers: Sequence[str]
     ) -> Mapping[str, Tensor]:
@@ -320,6 +324,17 @@ class OnnxSource(Source):
             return False
         self._runtime = self._evaluator("onnxruntime lacks an operator of the file")
         self.executor = "none" if self._runtime is None else self._runtime.session.executor
+        return True
+
+    def doubt(self) -> bool:
+        if self.executor != "onnxruntime":
+            return False
+        told = len(self.notes)
+        other = self._evaluator("onnxruntime rounds this network coarsely")
+        if other is None:
+            del self.notes[told:]
+            return False
+        self._runtime, self.executor = other, other.session.executor
         return True
 
     def values(

@@ -5,7 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
-from wild import Wild, check, export, load
+from wild import Wild, check, export, load, quiet
+
+from interpret_server.errors import ModelRejected
+from interpret_server.models.loading import load_classifier
+from interpret_server.models.manifest import Manifest
 
 WORDS = 60
 
@@ -138,3 +142,46 @@ def test_indices_without_a_slope_are_no_numbers(tmp_path: Path) -> None:
     assert loaded.info.inputs[0].kind != "values"
     x = wild.inputs(3)[0]
     torch.testing.assert_close(loaded.classifier(loaded.classifier.encode(x)), module(x))
+
+
+class Pooled(nn.Module):
+    """Any height and width, in colour or in grey."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.last = nn.Linear(channels, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_an_image_of_which_the_file_tells_no_size_is_tried(channels: int, tmp_path: Path) -> None:
+    module, path = Pooled(channels).eval(), tmp_path / "m.onnx"
+    names = {0: "N", 1: "C", 2: "H", 3: "W"}
+    with quiet():
+        torch.onnx.export(
+            module, (torch.rand(1, channels, 8, 8),), str(path), dynamo=False, opset_version=17,
+            input_names=["x"], dynamic_axes={"x": names},
+        )  # fmt: skip
+    loaded = load_classifier("net", path, Manifest(), device=torch.device("cpu"))
+    assert loaded.info.input_shape == (channels, -1, -1)
+    x = torch.rand(2, channels, 9, 7)
+    torch.testing.assert_close(loaded.classifier(x), module(x))
+
+
+class Ranked(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        scores, classes = torch.topk(self.last(x).softmax(1), 3)
+        return scores, classes
+
+
+@pytest.mark.parametrize("exporter", ["script", "export", "onnx"])
+def test_ranked_scores_are_no_classes(exporter: str, tmp_path: Path) -> None:
+    wild = Wild(Ranked, lambda rows: (torch.randn(rows, 8),))
+    with pytest.raises(ModelRejected, match="the highest scores in descending order"):
+        load(wild, export(wild, wild.module(), exporter, tmp_path))
