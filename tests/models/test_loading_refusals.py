@@ -33,12 +33,15 @@ def _zip(*names: str) -> bytes:
     return stream.getvalue()
 
 
+_NEITHER = "no TorchScript or torch.export archive and no ONNX model"
+
+
 @pytest.mark.parametrize(
     ("content", "error", "sentence"),
     [
-        (b"", InvalidModel, "no TorchScript or torch.export archive and no ONNX model"),
-        (b"not a model at all", InvalidModel, "no TorchScript or torch.export archive and no ONNX model"),
-        (b"\x89HDF\r\n\x1a\n", InvalidModel, "no TorchScript or torch.export archive and no ONNX model"),
+        (b"", InvalidModel, _NEITHER),
+        (b"not a model at all", InvalidModel, _NEITHER),
+        (b"\x89HDF\r\n\x1a\n", InvalidModel, _NEITHER),
         (b"\x80\x02}q\x00.", InvalidModel, "pickled checkpoint"),
         (_bytes(Net().state_dict()), InvalidModel, "pickled checkpoint"),
         (_zip("model/data.txt"), InvalidModel, "no TorchScript or torch.export archive"),
