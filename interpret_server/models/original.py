@@ -121,7 +121,8 @@ class Original:
         self._failure: Exception | None = None
         trials = list(_trials(items))
         while self.module is not None and not self._tried_all(trials):
-            if not source.fall_back(self._failure):
+            example = self._example(InputSet(trials[0], source.dtype), self.fixed or 2)
+            if not source.fall_back(self._failure, example):
                 self._refuse(items)
         if self.module is None:
             self._adopt(trials[0])

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from interpret_server.engine.local import LocalWorker
 from interpret_server.engine.release import modules_of
 from interpret_server.errors import InterpretError
-from interpret_server.models import sources
+from interpret_server.models import onnx_source
 from interpret_server.models.classifier import Classifier
 from interpret_server.models.lowered import Unlowerable
 from interpret_server.models.manifest import Manifest
@@ -122,7 +122,7 @@ async def test_everything_of_a_model_goes_with_it(
         def no_graph(*args: object) -> None:
             raise Unlowerable("no graph today")
 
-        monkeypatch.setattr(sources.OnnxSource, "_import", no_graph)
+        monkeypatch.setattr(onnx_source.OnnxSource, "_import", no_graph)
     save(tmp_path / file)
     worker = LocalWorker(Registry.installed(), device="cpu")
     manifest = Manifest.model_validate({"shape": [3, 4, 4], "bounds": [0, 1]})

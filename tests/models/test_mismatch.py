@@ -8,7 +8,7 @@ from loading_files import load, script
 from torch import Tensor, nn
 
 from interpret_server.errors import ModelRejected
-from interpret_server.models import sources
+from interpret_server.models import onnx_source, sources
 from interpret_server.models.lowered import Lowered
 
 SHAPE = (3, 8, 8)
@@ -71,7 +71,7 @@ FORMS = {
     "scripted": (scripted, sources.TorchScriptSource),
     "traced": (traced, sources.TorchScriptSource),
     "exported": (exported, sources.ExportedSource),
-    "onnx": (onnx, sources.OnnxSource),
+    "onnx": (onnx, onnx_source.OnnxSource),
 }
 
 
