@@ -4,8 +4,8 @@ from fnmatch import fnmatchcase
 
 # Exporters that refuse an architecture: pattern of the cell -> part of the exporter's message.
 REFUSED: dict[str, str] = {
-    "transformer_masked-onnx*-float64": "Unsupported type for attn_mask",
     "transformer_*-onnx13*": "aten::scaled_dot_product_attention",
+    "transformer_masked-onnx*-float64": "Unsupported type for attn_mask",
     "packed_text-onnx*": "vector::_M_range_check",
     "packed_text-export*": "failed to unpack the object",
     "packed_text-dynamo*": "failed to unpack the object",
