@@ -103,9 +103,17 @@ class AuxTensor:
     required: bool = False
 
 
-def output(description: str) -> Any:
-    """Describe a tensor field of a result, `(N, ...)`."""
-    return field(metadata={"role": Role.TENSOR, "description": description})
+def output(description: str, *, like_input: bool = True) -> Any:
+    """Describe a tensor field of a result, `(N, ...)`.
+
+    Args:
+        description: one sentence for the plugin's page.
+        like_input: where its rows have the shape of the inputs' rows they hold one value for each
+            input value, and are sent by input for a model of several; False for what has that
+            shape by chance alone.
+    """
+    metadata = {"role": Role.TENSOR, "description": description, "like_input": like_input}
+    return field(metadata=metadata)
 
 
 def metric(description: str) -> Any:
@@ -243,6 +251,15 @@ def result_fields(result_type: type[Any]) -> dict[str, tuple[Role, str]]:
         item.name: (item.metadata.get("role", Role.TENSOR), item.metadata.get("description", ""))
         for item in dataclass_fields(result_type)
     }
+
+
+def fields_like_input(result_type: Any) -> frozenset[str]:
+    """The fields of a result type that may have the inputs' shape; none of a plain mapping."""
+    if not isinstance(result_type, type):
+        return frozenset()
+    return frozenset(
+        item.name for item in dataclass_fields(result_type) if item.metadata.get("like_input")
+    )
 
 
 def result_tensors(result: Any) -> dict[str, Tensor]:

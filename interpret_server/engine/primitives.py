@@ -38,8 +38,8 @@ class NoParams(Params):
 class Predicted:
     """What the model answers."""
 
-    logits: Tensor = output("`(N, K)`")
-    probabilities: Tensor = output("`(N, K)`, the softmax of the logits.")
+    logits: Tensor = output("`(N, K)`", like_input=False)
+    probabilities: Tensor = output("`(N, K)`, the softmax of the logits.", like_input=False)
     before: Tensor = logits_before()
 
 
@@ -61,7 +61,7 @@ class VectorJacobian:
     """A vector-Jacobian product."""
 
     gradient: Tensor = output("`(N, *input_shape)`")
-    logits: Tensor = output("`(N, K)`")
+    logits: Tensor = output("`(N, K)`", like_input=False)
 
 
 class VectorJacobianProduct(Plugin[NoParams, VectorJacobian]):

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .. import __version__, rendering
-from ..plugin import Role, result_fields
+from ..plugin import Role, fields_like_input, result_fields
 from ..registry import AnyPlugin
 from .api import Array, Prediction, Preview, Provenance, Result
 from .arrays import to_array
@@ -54,11 +54,12 @@ def _split(request: Request, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]
     """
     classifier, batch = request.served.classifier, request.batch
     whole = dict(tensors)
-    if classifier.packing is None or request.plugin.name in ("_predict", "_activations"):
+    if classifier.packing is None:
         return whole
+    alike = fields_like_input(request.plugin.result_type)
     row = classifier.row_shape(batch.inputs) if batch.has_inputs else classifier.input_shape
     for name, value in tensors.items():
-        if tuple(value.shape[1:]) != row:
+        if name not in alike or tuple(value.shape[1:]) != row:
             continue
         del whole[name]
         parts = classifier.split(value)
@@ -73,9 +74,8 @@ def draw_preview(request: Request, preview: Preview) -> Preview:
         return preview
     info = request.served.info
     arrays = {name: _floats(item) for name, item in preview.tensors.items()}
-    images = {
-        name: item for name, item in arrays.items() if item.shape[1:] == tuple(info.input_shape)
-    }
+    accepts = request.served.classifier.accepts
+    images = {name: item for name, item in arrays.items() if accepts(item.shape[1:])}
     pictures = rendering.draw_all(
         request.plugin.kind.value, images, layout=info.input_layout, bounds=info.bounds
     )

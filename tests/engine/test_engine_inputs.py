@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from engine_fakes import array, calling, result, serving, tensor, to_class
+from engine_fakes import Walk, array, calling, events, result, serving, tensor, to_class
 from torch import Tensor, nn
 
 from interpret_plugins.attribution.saliency import Saliency
-from interpret_server.engine.api import Array
+from interpret_server.engine.api import Array, Preview
 from interpret_server.errors import InvalidRequest
 from interpret_server.models.manifest import Manifest
 
@@ -128,6 +128,35 @@ async def test_several_inputs_are_sent_and_answered_by_name(tmp_path):
                 torch.testing.assert_close(
                     tensor(answer.tensors[f"{field}.{part}"]), gradient(net, image, facts, of=place)
                 )
+
+
+class Wide(nn.Module):
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return torch.cat([a, b], 1) * 2
+
+
+async def test_logits_as_wide_as_a_row_are_not_taken_apart(tmp_path):
+    a, b = torch.rand(2, 3), torch.rand(2, 2)
+    manifest = Manifest.model_validate({"inputs": [{"shape": [3]}, {"shape": [2]}]})
+    async with serving(Saliency()) as worker:
+        await worker.load("wide", save(Wide(), tmp_path), manifest)
+        sent = {"a": array(a), "b": array(b)}
+        answer = await result(worker, calling("_predict", sent, model="wide"))
+    assert set(answer.tensors) == {"logits", "probabilities"}
+    torch.testing.assert_close(tensor(answer.tensors["logits"]), torch.cat([a, b], 1) * 2)
+
+
+async def test_previews_of_any_size_are_drawn(tmp_path):
+    manifest = Manifest.model_validate(
+        {"shape": [1, None, None], "example": [1, 8, 8], "bounds": [0, 1]}
+    )
+    async with serving(Walk()) as worker:
+        await worker.load("photo", save(Photo(), tmp_path), manifest)
+        sent = array(torch.rand(1, 1, 9, 11))
+        call = calling("walk", sent, model="photo", render=True, previews=True)
+        shown = [event for event in await events(worker, call) if isinstance(event, Preview)]
+    assert shown
+    assert all(event.pictures["images"] for event in shown)
 
 
 @pytest.mark.parametrize(
