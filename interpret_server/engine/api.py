@@ -74,6 +74,8 @@ class Call:
         half: send floating-point result tensors as float16.
         previews: send previews.
         timeout: seconds the caller will wait; None for no limit.
+        client: who calls, for fair shares; empty for nobody in particular.
+        priority: -1 (batch work), 0 or 1 (somebody waits); a higher one goes first.
     """
 
     model: str
@@ -87,6 +89,8 @@ class Call:
     half: bool = False
     previews: bool = False
     timeout: float | None = None
+    client: str = ""
+    priority: int = 0
 
 
 @dataclass(frozen=True)
