@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 PROTOS := $(wildcard protos/interpret_api/*/*.proto)
+MESSAGES := interpret_server/engine/workers/protocol.proto
 
 .PHONY: demo test serve bench onnx-coverage protos lint types clean
 
@@ -28,6 +29,7 @@ onnx-coverage: $(VENV)/.test
 
 protos: $(VENV)/.test
 	$(BIN)/python -m interpret_api.generate
+	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. $(MESSAGES)
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

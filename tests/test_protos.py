@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from google.protobuf.descriptor import Descriptor, EnumDescriptor, FileDescriptor
+from grpc_tools import protoc
 
 from interpret_api.generate import SOURCES, generate
 from interpret_api.open_inference import grpc_predict_v2_pb2
@@ -15,11 +16,19 @@ from interpret_api.v1 import (
     plugin_service_pb2,
     types_pb2,
 )
+from interpret_server.engine.workers import protocol_pb2
 
 OURS = [
     module.DESCRIPTOR
-    for module in (interpret_service_pb2, model_service_pb2, plugin_service_pb2, types_pb2)
+    for module in (
+        interpret_service_pb2,
+        model_service_pb2,
+        plugin_service_pb2,
+        protocol_pb2,
+        types_pb2,
+    )
 ]
+ROOT = Path(__file__).resolve().parent.parent
 CAMEL = re.compile(r"([A-Z][a-z0-9]+)+")
 SNAKE = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 
@@ -35,6 +44,17 @@ def test_the_committed_modules_are_the_generated_ones(tmp_path: Path) -> None:
     assert generated.keys() == committed.keys()
     for name, path in generated.items():
         assert path.read_bytes() == committed[name].read_bytes(), f"run `make protos` for {name}"
+
+
+def test_the_committed_worker_messages_are_the_generated_ones(tmp_path: Path) -> None:
+    source = ROOT / "interpret_server/engine/workers/protocol.proto"
+    arguments = [f"-I{ROOT}", f"--python_out={tmp_path}", f"--pyi_out={tmp_path}", str(source)]
+    assert protoc.main(["protoc", *arguments]) == 0
+    generated = sorted(tmp_path.rglob("*_pb2.py*"))
+    assert [path.name for path in generated] == ["protocol_pb2.py", "protocol_pb2.pyi"]
+    for path in generated:
+        committed = ROOT / path.relative_to(tmp_path)
+        assert path.read_bytes() == committed.read_bytes(), f"run `make protos` for {path.name}"
 
 
 def _messages(file: FileDescriptor) -> Iterator[Descriptor]:
@@ -54,13 +74,14 @@ def _enums(file: FileDescriptor) -> Iterator[EnumDescriptor]:
 
 @pytest.mark.parametrize("file", OURS, ids=lambda file: Path(file.name).stem)
 def test_names_follow_the_style(file: FileDescriptor) -> None:
-    assert file.package == "interpret_api.v1"
+    assert file.package == Path(file.name).parent.as_posix().replace("/", ".")
     for message in _messages(file):
         assert CAMEL.fullmatch(message.name), message.full_name
         for field in message.fields:
             assert SNAKE.fullmatch(field.name), field.full_name
         for oneof in message.oneofs:
-            assert SNAKE.fullmatch(oneof.name), oneof.full_name
+            name = oneof.name.removeprefix("_")  # protoc's own, of an optional field
+            assert SNAKE.fullmatch(name), oneof.full_name
     for enum in _enums(file):
         prefix = re.sub(r"(?<!^)(?=[A-Z])", "_", enum.name).upper()
         assert enum.values_by_number[0].name == f"{prefix}_UNSPECIFIED"
