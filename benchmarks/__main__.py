@@ -1,5 +1,6 @@
-"""`python -m benchmarks [NAME ...]`: run benchmarks and write `benchmarks/results/NAME.json`.
+"""`python -m benchmarks [NAME ...]`: run benchmarks, write `benchmarks/results/NAME.DEVICE.json`.
 
+A NAME is a module, such as `models` or `engine.overhead`, or a folder of them, such as `engine`.
 With `--quick`, those that have a short form run it, and nothing is written.
 """
 
@@ -40,24 +41,48 @@ def machine() -> dict[str, Any]:
     }
 
 
+def text(value: Any, indent: str = "") -> str:
+    """JSON with every object and list of plain values on a line of its own."""
+    inner = list(value.values()) if isinstance(value, dict) else value
+    if not isinstance(inner, list) or not any(isinstance(item, dict | list) for item in inner):
+        return json.dumps(value)
+    deeper = indent + "  "
+    if isinstance(value, list):
+        lines, ends = [text(item, deeper) for item in value], "[]"
+    else:
+        lines = [f"{json.dumps(key)}: {text(item, deeper)}" for key, item in value.items()]
+        ends = "{}"
+    return ends[0] + "\n" + ",\n".join(deeper + line for line in lines) + "\n" + indent + ends[1]
+
+
+def chosen(names: list[str]) -> list[str]:
+    """The benchmarks that names of modules and folders stand for; all of them for none."""
+    paths = (path.relative_to(HERE).with_suffix("") for path in HERE.rglob("*.py"))
+    every = sorted(".".join(path.parts) for path in paths if not path.name.startswith("_"))
+    found = [[item for item in every if f"{item}.".startswith(f"{name}.")] for name in names]
+    for name, items in zip(names, found, strict=True):
+        if not items:
+            raise SystemExit(f"there is no benchmark {name!r}; there are: {', '.join(every)}")
+    return [item for items in found for item in items] if names else every
+
+
 def main(names: list[str]) -> None:
     """Run the named benchmarks, or all."""
     quick, names = "--quick" in names, [name for name in names if name != "--quick"]
-    every = sorted(path.stem for path in HERE.glob("*.py") if not path.stem.startswith("_"))
-    for name in names or every:
+    for name in chosen(names):
         benchmark = importlib.import_module(f"benchmarks.{name}")
         short = quick and "quick" in inspect.signature(benchmark.main).parameters
         figures = benchmark.main(quick=True) if short else benchmark.main()
         if hasattr(benchmark, "show"):
             benchmark.show(figures)
         else:
-            print(json.dumps(figures, indent=2))
+            print(text(figures))
         if quick:
             continue
         device = "gpu" if torch.cuda.is_available() else "cpu"
         path = HERE / "results" / f"{name}.{device}.json"
         path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps({"machine": machine(), "figures": figures}, indent=2) + "\n")
+        path.write_text(text({"machine": machine(), "figures": figures}) + "\n")
         print(path.relative_to(HERE.parent))
 
 

@@ -1,0 +1,1 @@
+"""What serving costs and brings; `python -m benchmarks engine` runs all of these."""
