@@ -9,6 +9,7 @@
     │   ├── MissingCapability      FAILED_PRECONDITION   the model lacks what the plugin requires
     │   └── ModelRejected          FAILED_PRECONDITION   a sound file that cannot be served
     ├── Overloaded                 RESOURCE_EXHAUSTED    carries when to retry
+    ├── RequestTooLarge            RESOURCE_EXHAUSTED    no retry helps
     ├── Cancelled                  CANCELLED
     ├── DeadlineExceeded           DEADLINE_EXCEEDED
     └── Unavailable                UNAVAILABLE           shutting down, or a worker died
@@ -105,6 +106,13 @@ class Overloaded(InterpretError):
     def __init__(self, message: str, *, retry_after: float = 0.25) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class RequestTooLarge(InterpretError):
+    """The request has more bytes than the server takes; the same request can never succeed."""
+
+    code = StatusCode.RESOURCE_EXHAUSTED
+    reason = "REQUEST_TOO_LARGE"
 
 
 class Cancelled(InterpretError):

@@ -11,6 +11,7 @@ from grpc_tools import protoc
 from interpret_api.generate import SOURCES, generate
 from interpret_api.open_inference import grpc_predict_v2_pb2
 from interpret_api.v1 import (
+    chunked_service_pb2,
     interpret_service_pb2,
     model_service_pb2,
     plugin_service_pb2,
@@ -21,6 +22,7 @@ from interpret_server.engine.workers import protocol_pb2
 OURS = [
     module.DESCRIPTOR
     for module in (
+        chunked_service_pb2,
         interpret_service_pb2,
         model_service_pb2,
         plugin_service_pb2,

@@ -9,8 +9,6 @@ from ..engine.api import Call, Result, Worker
 from ..errors import InterpretError, InvalidRequest, Violation
 
 PREDICT = "_predict"
-GRADIENT = "_gradient"
-ACTIVATIONS = "_activations"
 
 
 async def result_of(

@@ -13,6 +13,7 @@ from interpret_api.v1 import types_pb2 as types
 
 from ..engine import api
 from ..errors import InvalidRequest
+from .parts import Incoming, Outgoing
 
 MODEL_NAME = re.compile(r"(?!\.+\Z)[A-Za-z0-9._-]{1,128}")
 NO_DEADLINE = 1e8  # seconds; gRPC reports a far deadline where the caller set none
@@ -65,8 +66,13 @@ def check_array(dtype: str, shape: Sequence[int], size: int, field: str) -> None
         )
 
 
-def to_array(tensor: types.Tensor, field: str) -> api.Array:
+def to_array(tensor: types.Tensor, field: str, parts: Incoming | None = None) -> api.Array:
     """A tensor of a request.
+
+    Args:
+        tensor: the message.
+        field: its name in the request.
+        parts: of a chunked call; the array's bytes may then come later.
 
     Raises:
         InvalidRequest: dtype, shape and data do not fit together.
@@ -76,54 +82,84 @@ def to_array(tensor: types.Tensor, field: str) -> api.Array:
         raise InvalidRequest.field(
             f"{field}.dtype", f"give one of {', '.join(types.DataType.keys()[1:])}"
         )
-    shape, data = tuple(tensor.shape), tensor.data
+    shape, data = tuple(tensor.shape), _data(tensor, field, parts)
     check_array(dtype, shape, len(data), field)
     return api.Array(dtype, shape, data)
 
 
-def from_array(array: api.Array, tensor: types.Tensor) -> None:
-    """Fill a tensor of a response."""
+def _data(tensor: types.Tensor, field: str, parts: Incoming | None) -> bytes | memoryview:
+    data = tensor.data
+    if not tensor.part:
+        return data
+    if data:
+        raise InvalidRequest.field(f"{field}.part", "give data or a part, not both")
+    return _part(tensor.part, f"{field}.part", parts)
+
+
+def _part(part: int, field: str, parts: Incoming | None) -> memoryview:
+    if parts is None:
+        raise InvalidRequest.field(field, "only requests of ChunkedService.Call have parts")
+    return parts.take(part, field)
+
+
+def from_array(array: api.Array, tensor: types.Tensor, parts: Outgoing | None = None) -> None:
+    """Fill a tensor of a response; its bytes become a part where there are `parts`."""
     tensor.dtype = _NUMBERS[array.dtype]
     tensor.shape.extend(array.shape)
-    tensor.data = bytes(array.data)
+    part = 0 if parts is None else parts.add(array.data)
+    if part:
+        tensor.part = part
+    else:
+        tensor.data = bytes(array.data)
 
 
 Inputs = api.Array | tuple[bytes, ...] | Mapping[str, api.Array]
 
 
-def to_inputs(inputs: types.Inputs, field: str = "inputs") -> Inputs | None:
+def to_inputs(
+    inputs: types.Inputs, field: str = "inputs", parts: Incoming | None = None
+) -> Inputs | None:
     """The inputs of a request; None where it brings none."""
     match inputs.WhichOneof("value"):
         case "named":
             if not inputs.named.tensors:
                 raise InvalidRequest.field(f"{field}.named", "give at least one tensor")
             return {
-                name: to_array(tensor, f"{field}.{name}")
+                name: to_array(tensor, f"{field}.{name}", parts)
                 for name, tensor in inputs.named.tensors.items()
             }
         case "tensor":
-            return to_array(inputs.tensor, field)
+            return to_array(inputs.tensor, field, parts)
         case "images":
-            if not (images := tuple(inputs.images.images)):
-                raise InvalidRequest.field(f"{field}.images", "give at least one image")
-            return images
+            return _images(inputs.images, f"{field}.images", parts)
         case _:
             return None
 
 
-def required_inputs(request: Any) -> Inputs:
+def _images(message: types.EncodedImages, field: str, parts: Incoming | None) -> tuple[Any, ...]:
+    images = tuple(message.images)
+    if images and message.parts:
+        raise InvalidRequest.field(f"{field}.parts", "give images or parts, not both")
+    if not (images or message.parts):
+        raise InvalidRequest.field(field, "give at least one image")
+    return images or tuple(
+        _part(part, f"{field}.parts[{row}]", parts) for row, part in enumerate(message.parts)
+    )
+
+
+def required_inputs(request: Any, parts: Incoming | None = None) -> Inputs:
     """The inputs of a request that needs some.
 
     Raises:
         InvalidRequest: there are none.
     """
-    value = to_inputs(request.inputs) if request.HasField("inputs") else None
+    value = to_inputs(request.inputs, parts=parts) if request.HasField("inputs") else None
     if value is None:
         raise InvalidRequest.field("inputs", "give a tensor or encoded images")
     return value
 
 
-def to_target(target: types.Target, field: str) -> api.Target:
+def to_target(target: types.Target, field: str, parts: Incoming | None = None) -> api.Target:
     """One target of a request.
 
     Raises:
@@ -144,7 +180,7 @@ def to_target(target: types.Target, field: str) -> api.Target:
         case "whole_layer" if target.whole_layer:
             return api.Target("layer", (), layer)
         case "direction":
-            direction = to_array(target.direction, f"{field}.direction")
+            direction = to_array(target.direction, f"{field}.direction", parts)
             return api.Target("direction", (), layer, direction)
         case _:
             raise InvalidRequest.field(
@@ -175,7 +211,11 @@ def to_timeout(remaining: float | None) -> float | None:
 
 
 def to_call(
-    request: runs.RunRequest, *, previews: bool = False, timeout: float | None = None
+    request: runs.RunRequest,
+    *,
+    previews: bool = False,
+    timeout: float | None = None,
+    parts: Incoming | None = None,
 ) -> api.Call:
     """A request to run a plugin.
 
@@ -186,13 +226,15 @@ def to_call(
         model=required(request.model, "model", "a loaded model; ListModels lists them"),
         plugin=required(request.plugin, "plugin", "a plugin; ListPlugins lists them"),
         params=request.params_json or "{}",
-        inputs=to_inputs(request.inputs) if request.HasField("inputs") else None,
+        inputs=to_inputs(request.inputs, parts=parts) if request.HasField("inputs") else None,
         targets=tuple(
-            to_target(target, f"targets[{row}]") for row, target in enumerate(request.targets)
+            to_target(target, f"targets[{row}]", parts)
+            for row, target in enumerate(request.targets)
         ),
         seeds=tuple(request.seeds),
         tensors={
-            name: to_array(tensor, f"tensors.{name}") for name, tensor in request.tensors.items()
+            name: to_array(tensor, f"tensors.{name}", parts)
+            for name, tensor in request.tensors.items()
         },
         render=request.render,
         half=request.half_precision,
@@ -215,16 +257,21 @@ def _fill(
     message: runs.Preview | runs.Result,
     tensors: Mapping[str, api.Array],
     pictures: Mapping[str, tuple[bytes, ...]],
+    parts: Outgoing | None,
 ) -> None:
     for name, array in tensors.items():
-        from_array(array, message.tensors[name])
+        from_array(array, message.tensors[name], parts)
     for name, files in pictures.items():
-        message.pictures[name].png.extend(files)
+        picture = message.pictures[name]
+        if parts is not None:
+            picture.parts.extend(parts.add_files(files))
+        if not picture.parts:
+            picture.png.extend(files)
 
 
-def from_result(result: api.Result, message: runs.Result) -> None:
+def from_result(result: api.Result, message: runs.Result, parts: Outgoing | None = None) -> None:
     """Fill the result of a response."""
-    _fill(message, result.tensors, result.pictures)
+    _fill(message, result.tensors, result.pictures, parts)
     for name, values in result.metrics.items():
         message.metrics[name].values.extend(values)
     message.predictions_before.extend(map(from_prediction, result.before))
@@ -252,7 +299,7 @@ def from_result(result: api.Result, message: runs.Result) -> None:
     )
 
 
-def from_event(event: api.Event) -> runs.RunStreamResponse:
+def from_event(event: api.Event, parts: Outgoing | None = None) -> runs.RunStreamResponse:
     """One message of a stream."""
     response = runs.RunStreamResponse()
     match event:
@@ -262,9 +309,9 @@ def from_event(event: api.Event) -> runs.RunStreamResponse:
         case api.Preview():
             response.preview.done, response.preview.total = event.done, event.total
             response.preview.SetInParent()
-            _fill(response.preview, event.tensors, event.pictures)
+            _fill(response.preview, event.tensors, event.pictures, parts)
         case api.Result():
-            from_result(event, response.result)
+            from_result(event, response.result, parts)
     return response
 
 

@@ -1,20 +1,20 @@
 """`ModelService`: loads models and evaluates them."""
 
 import asyncio
-import json
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from interpret_api.v1 import model_service_pb2 as pb
 from interpret_api.v1 import model_service_pb2_grpc
 
-from ..engine.api import Call, ModelInfo
-from ..errors import FailedPrecondition, InvalidRequest
+from ..engine.api import ModelInfo
+from ..errors import FailedPrecondition
 from ..models.manifest import manifest_from_json
 from ..models.repository import resolve
 from . import codec
-from .calls import ACTIVATIONS, GRADIENT, PREDICT, result_of
+from .calls import result_of
+from .methods import METHODS
 from .names import Names
 from .upload import already_loaded, receive
 
@@ -82,44 +82,27 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
 
     async def Predict(self, request: pb.PredictRequest, context: Any) -> pb.PredictResponse:
         """Logits, probabilities and the most probable classes."""
-        result = await result_of(self._worker, _call(request, context, PREDICT))
-        response = pb.PredictResponse(predictions=map(codec.from_prediction, result.before))
-        codec.from_array(result.tensors["logits"], response.logits)
-        codec.from_array(result.tensors["probabilities"], response.probabilities)
-        return response
+        return cast(pb.PredictResponse, await self._evaluate("predict", request, context))
 
     async def ComputeGradient(
         self, request: pb.ComputeGradientRequest, context: Any
     ) -> pb.ComputeGradientResponse:
         """The vector-Jacobian product of the logits."""
-        if not request.HasField("grad_outputs"):
-            raise InvalidRequest.field(
-                "grad_outputs", "give the cotangent of the logits, one row per input row"
-            )
-        cotangent = codec.to_array(request.grad_outputs, "grad_outputs")
-        call = _call(request, context, GRADIENT, tensors={"grad_outputs": cotangent})
-        result = await result_of(self._worker, call, {"tensors.grad_outputs": "grad_outputs"})
-        response = pb.ComputeGradientResponse()
-        for name, array in result.tensors.items():
-            field, _, part = name.partition(".")
-            if field == "gradient":
-                codec.from_array(array, response.gradients[part] if part else response.gradient)
-        codec.from_array(result.tensors["logits"], response.logits)
-        return response
+        answer = await self._evaluate("compute_gradient", request, context)
+        return cast(pb.ComputeGradientResponse, answer)
 
     async def ComputeActivations(
         self, request: pb.ComputeActivationsRequest, context: Any
     ) -> pb.ComputeActivationsResponse:
         """Values of layers."""
-        if not request.layers:
-            raise InvalidRequest.field("layers", "name at least one layer; GetModel lists them")
-        params = json.dumps({"layers": list(request.layers)})
-        call = _call(request, context, ACTIVATIONS, params=params)
-        result = await result_of(self._worker, call, {"layer": "layers", "params.layers": "layers"})
-        response = pb.ComputeActivationsResponse()
-        for name in request.layers:
-            codec.from_array(result.tensors[name], response.activations[name])
-        return response
+        answer = await self._evaluate("compute_activations", request, context)
+        return cast(pb.ComputeActivationsResponse, answer)
+
+    async def _evaluate(self, method_name: str, request: Any, context: Any) -> Any:
+        method = METHODS[method_name]
+        call = method.to_call(request, context, None)
+        result = await result_of(self._worker, call, method.fields)
+        return method.to_answer(request, result, None)
 
     def _names(self) -> frozenset[str]:
         return frozenset(info.name for info in self._worker.models())
@@ -128,13 +111,3 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
         return self._worker.find(
             codec.required(name, "name", "a loaded model; ListModels lists them")
         )
-
-
-def _call(request: Any, context: Any, primitive: str, **extra: Any) -> Call:
-    return Call(
-        model=codec.required(request.model, "model", "a loaded model; ListModels lists them"),
-        plugin=primitive,
-        inputs=codec.required_inputs(request),
-        timeout=codec.to_timeout(context.time_remaining()),
-        **extra,
-    )

@@ -11,6 +11,8 @@ from grpc_reflection.v1alpha.reflection_pb2 import DESCRIPTOR as REFLECTION
 
 from interpret_api.open_inference import grpc_predict_v2_pb2, grpc_predict_v2_pb2_grpc
 from interpret_api.v1 import (
+    chunked_service_pb2,
+    chunked_service_pb2_grpc,
     interpret_service_pb2,
     interpret_service_pb2_grpc,
     model_service_pb2,
@@ -20,6 +22,7 @@ from interpret_api.v1 import (
 )
 
 from ..engine.api import Worker
+from .chunked_service import ChunkedServicer
 from .interceptor import CallInterceptor
 from .interpret_service import InterpretServicer
 from .model_service import ModelServicer
@@ -34,6 +37,7 @@ SERVICES = tuple(
         model_service_pb2.DESCRIPTOR,
         plugin_service_pb2.DESCRIPTOR,
         interpret_service_pb2.DESCRIPTOR,
+        chunked_service_pb2.DESCRIPTOR,
         grpc_predict_v2_pb2.DESCRIPTOR,
         health_pb2.DESCRIPTOR,
         REFLECTION,
@@ -56,7 +60,9 @@ class Server:
         address: `host:port`; port 0 picks a free one.
         repository: folder whose models are served, and that `LoadModel` loads from, or None.
         repository_poll: seconds between two looks for changes in it; 0 looks on `reload` alone.
-        max_message_bytes: largest request; a larger one gets RESOURCE_EXHAUSTED.
+        max_message_bytes: largest message; a larger one gets RESOURCE_EXHAUSTED.
+        max_request_bytes: most bytes of tensors and images of a chunked call.
+        idle_timeout: seconds that a chunked call waits for its caller's next message.
         max_upload_bytes: largest model file that `UploadModel` takes.
     """
 
@@ -68,6 +74,8 @@ class Server:
         repository: Path | None = None,
         repository_poll: float = 0.0,
         max_message_bytes: int = 64 << 20,
+        max_request_bytes: int = 256 << 20,
+        idle_timeout: float = 60.0,
         max_upload_bytes: int = 2 << 30,
     ) -> None:
         self._worker, self._address, self._repository = Names(worker), address, repository
@@ -75,6 +83,7 @@ class Server:
         self._poll = repository_poll
         self._watching: asyncio.Task[None] | None = None
         self._max_message_bytes, self._max_upload_bytes = max_message_bytes, max_upload_bytes
+        self._max_request_bytes, self._idle_timeout = max_request_bytes, idle_timeout
         self._health = health.aio.HealthServicer()
         self._serving = False
 
@@ -114,6 +123,7 @@ class Server:
     def _add_services(self) -> None:
         worker, grpc = self._worker, self._server
         models = ModelServicer(worker, self._repository, self._max_upload_bytes)
+        chunked = ChunkedServicer(worker, self._max_request_bytes, self._idle_timeout)
         inference = OpenInferenceServicer(worker, lambda: self._serving)
         servicers: dict[Any, Any] = {
             model_service_pb2_grpc.add_ModelServiceServicer_to_server: models,
@@ -121,6 +131,7 @@ class Server:
             interpret_service_pb2_grpc.add_InterpretServiceServicer_to_server: InterpretServicer(
                 worker
             ),
+            chunked_service_pb2_grpc.add_ChunkedServiceServicer_to_server: chunked,
             grpc_predict_v2_pb2_grpc.add_GRPCInferenceServiceServicer_to_server: inference,
             health_pb2_grpc.add_HealthServicer_to_server: self._health,
         }

@@ -20,6 +20,7 @@ NAMES = [
     "interpret_api.v1.ModelService",
     "interpret_api.v1.PluginService",
     "interpret_api.v1.InterpretService",
+    "interpret_api.v1.ChunkedService",
     "inference.GRPCInferenceService",
     "grpc.health.v1.Health",
     "grpc.reflection.v1alpha.ServerReflection",

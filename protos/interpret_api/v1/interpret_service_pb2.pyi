@@ -95,10 +95,12 @@ class Preview(_message.Message):
     def __init__(self, done: _Optional[int] = ..., total: _Optional[int] = ..., tensors: _Optional[_Mapping[str, _types_pb2.Tensor]] = ..., pictures: _Optional[_Mapping[str, Pictures]] = ...) -> None: ...
 
 class Pictures(_message.Message):
-    __slots__ = ("png",)
+    __slots__ = ("png", "parts")
     PNG_FIELD_NUMBER: _ClassVar[int]
+    PARTS_FIELD_NUMBER: _ClassVar[int]
     png: _containers.RepeatedScalarFieldContainer[bytes]
-    def __init__(self, png: _Optional[_Iterable[bytes]] = ...) -> None: ...
+    parts: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, png: _Optional[_Iterable[bytes]] = ..., parts: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Metric(_message.Message):
     __slots__ = ("values",)
