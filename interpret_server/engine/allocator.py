@@ -2,18 +2,24 @@
 
 import ctypes
 import gc
+import os
 import sys
 
-# glibc's malloc.h: parameters of mallopt.
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 _MIB = 1 << 20
+# Parameter of mallopt in glibc's malloc.h, name in the environment, bytes.
+_SETTINGS = (
+    (-3, "MALLOC_MMAP_THRESHOLD_", 32 * _MIB),
+    (-1, "MALLOC_TRIM_THRESHOLD_", 512 * _MIB),
+    (-2, "MALLOC_TOP_PAD_", 64 * _MIB),
+)
 
 
 def keep_freed_memory() -> bool:
     """Let the process use freed memory again instead of returning it to the system each time.
 
     Otherwise glibc maps every message and activation of some hundred KiB afresh, and the kernel
-    clears its pages again. Up to 512 MiB of freed memory stay with the process.
+    clears its pages again. Up to 512 MiB of freed memory stay with the process. What the
+    environment sets already stays as it is.
 
     Returns:
         Whether the C library has these settings; elsewhere nothing is done.
@@ -24,12 +30,18 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):  # another C library
         return False
-    taken = [
-        mallopt(_M_MMAP_THRESHOLD, 32 * _MIB),
-        mallopt(_M_TRIM_THRESHOLD, 512 * _MIB),
-        mallopt(_M_TOP_PAD, 64 * _MIB),
-    ]
-    return all(taken)
+    return all(
+        [mallopt(number, value) for number, name, value in _SETTINGS if name not in os.environ]
+    )
+
+
+def environment() -> dict[str, str]:
+    """Variables that give a new process the settings of `keep_freed_memory` from its start.
+
+    glibc reads them when a program starts, and other C libraries ignore them. A variable that this
+    process has keeps its value.
+    """
+    return {name: os.environ.get(name, str(value)) for _, name, value in _SETTINGS}
 
 
 def freeze_start_up() -> None:
