@@ -30,9 +30,8 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):  # another C library
         return False
-    return all(
-        [mallopt(number, value) for number, name, value in _SETTINGS if name not in os.environ]
-    )
+    taken = [mallopt(number, value) for number, name, value in _SETTINGS if name not in os.environ]
+    return all(taken)
 
 
 def environment() -> dict[str, str]:
