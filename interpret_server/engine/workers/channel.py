@@ -16,12 +16,13 @@ from typing import Generic, TypeVar, cast
 
 from google.protobuf.message import DecodeError, Message
 
-from .codec import ProtocolError
+from .errors import ProtocolError
 
-MAX_BYTES = 64 << 20
+MAX_BYTES = 16 << 20  # of one message; tensors travel beside it, in shared memory
 MAX_DESCRIPTORS = 8  # that a frame may carry
 _HEADER = 4
-_TURN = 32  # frames that are read before other callbacks have their turn
+_TURN_BYTES = 1 << 20  # that are read before other callbacks have their turn
+_FRAME_BYTES = 16 * 1024  # that a small frame counts for
 
 Incoming = TypeVar("Incoming", bound=Message)
 
@@ -100,22 +101,25 @@ class Channel(Generic[Incoming]):
         self._sock.close()
 
     def _readable(self) -> None:
-        try:
-            for _ in range(_TURN):
+        left = _TURN_BYTES
+        while self._open and left > 0:
+            try:
                 frame = self._frame.read(self._sock)
-                if frame is None:
-                    self._end(None)
-                    return
-                message = _parsed(self._incoming, *frame)
-                self._receive(message, frame[1])
-                if not self._open:
-                    return
-        except (BlockingIOError, InterruptedError):
-            pass
-        except ConnectionError:  # the other side died with messages unread
-            self._end(None)
-        except Exception as error:
-            self._end(error)
+            except (BlockingIOError, InterruptedError):
+                return
+            except ConnectionError:  # the other side died with messages unread
+                frame = None
+            except (OSError, ProtocolError) as error:
+                self._end(error)
+                return
+            if frame is None:
+                self._end(None)
+                return
+            left -= _FRAME_BYTES + len(frame[0])
+            try:
+                self._receive(_parsed(self._incoming, *frame), frame[1])
+            except Exception as error:
+                self._end(error)
 
     def _writable(self) -> None:
         try:

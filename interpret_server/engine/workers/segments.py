@@ -6,6 +6,7 @@ is acquired, so that running out of memory is an error here and not a fault late
 """
 
 import contextlib
+import errno
 import fcntl
 import mmap
 import os
@@ -14,11 +15,12 @@ from itertools import count
 
 from ...errors import Overloaded
 from . import protocol_pb2 as pb
-from .codec import ProtocolError
+from .errors import ProtocolError
 
 SMALLEST = 64 * 1024  # bytes of the smallest segment
 LARGEST = 1 << 40  # bytes of the largest one that can be asked for
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+_POPULATE_WRITE = 23  # MADV_POPULATE_WRITE, since Linux 5.14: allocates and maps at once
 _NOT_EXECUTABLE = 0x8  # MFD_NOEXEC_SEAL, since Linux 6.3
 
 
@@ -46,9 +48,15 @@ class Segment:
 
     def allocate(self, size: int) -> None:
         """Have pages behind the first `size` bytes. Raises OSError where there are none."""
-        if size > self._allocated:
+        if size <= self._allocated:
+            return
+        try:
+            self._map.madvise(_POPULATE_WRITE, 0, size)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
             os.posix_fallocate(self.fd, 0, size)
-            self._allocated = size
+        self._allocated = size
 
     def close(self) -> None:
         """Give the memory back, once nobody holds a slice of `view` any more."""
@@ -137,12 +145,12 @@ class Reader:
     """Copies what a worker wrote, out of the segments that its call was lent; one per message.
 
     Args:
-        segments: by id.
+        segments: by id; they stay mapped as long as the reader is there.
     """
 
     def __init__(self, segments: Mapping[int, Segment]) -> None:
-        self._segments = segments
-        self._left = sum(segment.size for segment in segments.values())
+        self._views = {key: item.view[:] for key, item in segments.items() if item.fd >= 0}
+        self._left = sum(map(len, self._views.values()))
 
     def __call__(self, block: pb.Block) -> bytes:
         """The bytes of a block.
@@ -153,14 +161,14 @@ class Reader:
         if not block.HasField("span"):
             return block.inline
         span = block.span
-        segment = self._segments.get(span.segment)
-        if segment is None or segment.fd < 0:
+        view = self._views.get(span.segment)
+        if view is None:
             raise ProtocolError(f"segment {span.segment} was not lent to the call")
-        _check_span(span.offset, span.length, segment.size)
+        _check_span(span.offset, span.length, len(view))
         self._left -= span.length
         if self._left < 0:
             raise ProtocolError("the spans hold more bytes than the segments lent to the call")
-        return bytes(segment.view[span.offset : span.offset + span.length])
+        return bytes(view[span.offset : span.offset + span.length])
 
 
 class Mapped:
