@@ -37,7 +37,7 @@ from .primitives import primitives
 from .release import release
 from .request import Request, Served
 from .results import assemble, draw_preview
-from .schedule import Scheduler
+from .schedule import Pulse, Scheduler
 
 INLINE_BYTES = 256 * 1024  # work on more than this leaves the event loop
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}(@[A-Za-z0-9][A-Za-z0-9._-]{0,127})?")
@@ -191,6 +191,13 @@ class LocalWorker:
             finally:
                 if not mailbox.settled:
                     self._scheduler.abandon(member)
+
+    def pulse(self) -> Pulse:
+        """How long the device has been inside one step, and whether a caller waits for it.
+
+        Any thread may ask, at any time.
+        """
+        return self._scheduler.pulse()
 
     async def close(self, grace: float = 5.0) -> None:
         """Refuse new calls, let running ones finish for `grace` seconds, then end them.

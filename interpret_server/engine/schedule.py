@@ -8,6 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -24,6 +25,19 @@ MAX_STARTED = 32  # groups that may be between their first and last step
 _SMOOTHING = 0.2  # weight of the newest run in the estimate of a run's time
 
 
+@dataclass(frozen=True)
+class Pulse:
+    """What a watchdog asks.
+
+    Args:
+        busy_seconds: how long the step that runs now has taken so far; 0.0 where none runs.
+        wanted: whether any caller still waits for that step.
+    """
+
+    busy_seconds: float = 0.0
+    wanted: bool = False
+
+
 class Group:
     """Alike calls that run as one batch."""
 
@@ -38,6 +52,7 @@ class Group:
         self._offer = offer
         self._held = 0.0
         self._taken: float | None = None
+        self._stepped = 0.0
 
     @property
     def rows(self) -> int:
@@ -54,11 +69,16 @@ class Group:
 
     def offer(self) -> None:
         """Let the groups that wait have the device; returns when it is this group's again."""
+        self._stepped = time.monotonic()
         self._offer(self)
 
     def take(self) -> None:
         """Start the clock of holding the device."""
-        self._taken = time.monotonic()
+        self._taken = self._stepped = time.monotonic()
+
+    def pulse(self) -> Pulse:
+        """How long the step that runs now has taken, and whether anybody waits for it."""
+        return Pulse(time.monotonic() - self._stepped, any(m.waiting() for m in self.members))
 
     def give(self) -> None:
         """Stop that clock."""
@@ -149,6 +169,11 @@ class Scheduler:
     def join(self, timeout: float) -> bool:
         """Wait for the threads of a closed scheduler to end; tells whether they did."""
         return self._pool.join(timeout)
+
+    def pulse(self) -> Pulse:
+        """The pulse of the group that holds the device. Never blocks; any thread may ask."""
+        holder = self._holder
+        return Pulse() if holder is None else holder.pulse()
 
     def _offer(self, group: Group) -> None:
         if not self._ready:  # a stale answer costs at most one step
