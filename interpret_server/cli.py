@@ -45,7 +45,26 @@ def main() -> None:
     default=None,
     help="Do not start unless every model of the repository loads.",
 )
-@click.option("--device", help="auto, cpu, cuda or cuda:0. Default auto.")
+@click.option("--device", help="auto, cpu, cuda or cuda:0; several, with commas. Default auto.")
+@click.option(
+    "--trust-models",
+    is_flag=True,
+    default=None,
+    help="Run models in this process, without a sandbox: for debugging.",
+)
+@click.option(
+    "--require-sandbox",
+    is_flag=True,
+    default=None,
+    help="Do not start where the kernel lacks a part of the sandbox.",
+)
+@click.option("--threads", type=int, help="Computing threads of a worker. Default: one per core.")
+@click.option("--worker-memory-mb", type=int, help="Most memory that one model may address.")
+@click.option(
+    "--memory-budget-mb", type=int, help="Let idle models sleep while all hold more than this."
+)
+@click.option("--load-seconds", type=float, help="Longest load of a model. Default 600.")
+@click.option("--step-seconds", type=float, help="Longest step of a plugin. Default 300.")
 @click.option(
     "--plugin-dir",
     "plugin_dirs",
@@ -81,8 +100,6 @@ def serve(config: Path | None, ready_file: Path | None, **flags: Any) -> None:
         level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
     keep_freed_memory()
-    worker = _worker(settings)
-    freeze_start_up()
 
     def announce(address: str) -> None:
         if ready_file is not None:
@@ -90,7 +107,7 @@ def serve(config: Path | None, ready_file: Path | None, **flags: Any) -> None:
         click.echo(f"serving at {address}")
 
     try:
-        asyncio.run(_serve(settings, worker, announce))
+        asyncio.run(_serve(settings, announce))
     finally:
         if ready_file is not None:
             ready_file.unlink(missing_ok=True)
@@ -107,7 +124,47 @@ def demo(output: Path) -> None:
     run(output)
 
 
-def _worker(settings: Settings) -> "Worker":
+async def _worker(settings: Settings) -> "Worker":
+    """Models in processes of their own, or, where they are trusted, in this one."""
+    if settings.trust_models:
+        return await asyncio.to_thread(_local_worker, settings)
+    from .engine.workers.fleet import Fleet
+    from .engine.workers.keeper import Patience
+    from .engine.workers.nursery import Limits, NurseryError
+
+    _check_sandbox(settings)
+    fleet = Fleet(
+        devices=settings.devices,
+        limits=Limits(
+            memory_bytes=settings.worker_memory_bytes,
+            threads=settings.threads,
+            max_queue=settings.max_queue,
+            max_batch=settings.max_batch,
+            execution=settings.execution,
+        ),
+        patience=Patience(load=settings.load_seconds, step=settings.step_seconds),
+        plugin_dirs=settings.plugin_dirs,
+        memory_bytes=settings.memory_budget_bytes,
+    )
+    try:
+        await fleet.start()
+    except NurseryError as error:
+        await fleet.close(0)
+        raise click.ClickException(str(error)) from None
+    return fleet
+
+
+def _check_sandbox(settings: Settings) -> None:
+    from .engine import sandbox
+
+    missing = sandbox.missing()
+    if missing and settings.require_sandbox:
+        raise click.ClickException(f"require_sandbox: {' '.join(missing)}")
+    for sentence in missing:
+        logging.getLogger(__name__).warning("the sandbox is incomplete: %s", sentence)
+
+
+def _local_worker(settings: Settings) -> "Worker":
     from .engine.local import LocalWorker
     from .models.execution import Execution
     from .models.loading import load_classifier
@@ -138,9 +195,11 @@ def _check_device(device: str) -> None:
             raise click.ClickException(f"device: there is no {device}; CUDA devices: {count}")
 
 
-async def _serve(settings: Settings, worker: "Worker", announce: Callable[[str], None]) -> None:
+async def _serve(settings: Settings, announce: Callable[[str], None]) -> None:
     from .rpc.server import AddressError, Server
 
+    worker = await _worker(settings)
+    freeze_start_up()
     server = Server(
         worker,
         address=settings.address,

@@ -1,12 +1,13 @@
 """Settings of the server, read once at the edge: a TOML file, overridden by flags."""
 
+import os
 import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 ExecutionName = Literal["auto", "exact", "fast"]
@@ -36,7 +37,30 @@ class Settings(BaseModel):
     require_models: bool = Field(
         False, description="Do not start unless every model of the repository loads."
     )
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:0.")
+    device: str = Field(
+        "auto", description="auto, cpu, cuda or cuda:0; several, with commas, serve side by side."
+    )
+    trust_models: bool = Field(
+        False, description="Run models in the server's own process, without a sandbox."
+    )
+    require_sandbox: bool = Field(
+        False, description="Do not start where the kernel lacks a part of the sandbox."
+    )
+    threads: int = Field(0, ge=0, description="Computing threads of a worker; 0: one per core.")
+    worker_memory_mb: int | None = Field(
+        None,
+        ge=1024,
+        description="Address space of a worker on the CPU; the machine's memory if not given.",
+    )
+    memory_budget_mb: int | None = Field(
+        None,
+        ge=1,
+        description="Memory of all workers over which models sleep until they are called.",
+    )
+    load_seconds: float = Field(600.0, gt=0, description="Longest that a file may take to load.")
+    step_seconds: float = Field(
+        300.0, gt=0, description="Longest that one step may take before its worker is stopped."
+    )
     plugin_dirs: tuple[Path, ...] = Field((), description="Folders of single-file plugins.")
     max_queue: int = Field(256, ge=1, description="Calls that may wait; more are refused.")
     max_batch: int = Field(64, ge=1, description="Most rows in one forward pass.")
@@ -67,9 +91,25 @@ class Settings(BaseModel):
     @field_validator("device")
     @classmethod
     def _known_device(cls, value: str) -> str:
-        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
-            raise ValueError(f"{value!r} is none of auto, cpu, cuda and cuda:0")
+        for item in value.split(","):
+            if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", item):
+                raise ValueError(f"{item!r} is none of auto, cpu, cuda and cuda:0")
         return value
+
+    @model_validator(mode="after")
+    def _one_process(self) -> Self:
+        if self.trust_models and self.require_sandbox:
+            raise ValueError(
+                "trust_models: there is no sandbox then, which require_sandbox asks for"
+            )
+        if self.trust_models and "," in self.device:
+            raise ValueError("device: with trust_models there is one device")
+        return self
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """The devices, one by one."""
+        return tuple(self.device.split(","))
 
     @field_validator("model_repository")
     @classmethod
@@ -77,6 +117,18 @@ class Settings(BaseModel):
         if value is not None and not value.is_dir():
             raise ValueError(f"{value} is not a folder")
         return value
+
+    @property
+    def worker_memory_bytes(self) -> int:
+        """Most address space of one worker in bytes."""
+        if self.worker_memory_mb is not None:
+            return self.worker_memory_mb * _MIB
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+    @property
+    def memory_budget_bytes(self) -> int | None:
+        """Memory of all workers together in bytes, or None for no limit."""
+        return None if self.memory_budget_mb is None else self.memory_budget_mb * _MIB
 
     @property
     def max_message_bytes(self) -> int:
@@ -120,6 +172,8 @@ def _read(file: Path) -> dict[str, Any]:
 
 def _sentence(item: Any) -> str:
     key = ".".join(map(str, item["loc"]))
+    if not key:
+        return str(item["msg"]).removeprefix("Value error, ")
     if item["type"] == "extra_forbidden":
         return f"{key} is not a setting; there are {', '.join(Settings.model_fields)}"
     return f"{key}: {item['msg'].removeprefix('Value error, ')}"

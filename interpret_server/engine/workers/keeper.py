@@ -1,0 +1,324 @@
+"""Keeps one model served: its workers, one per device, and what happens when they die."""
+
+import asyncio
+import logging
+import shutil
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ...errors import (
+    DeadlineExceeded,
+    FailedPrecondition,
+    InterpretError,
+    ModelRejected,
+    Unavailable,
+)
+from ...models.manifest import Manifest
+from ..api import ModelInfo
+from ..occupancy import Occupancy
+from .connection import Connection
+
+_logger = logging.getLogger(__name__)
+
+Spawn = Callable[[str, str, list[Path]], Awaitable[Connection]]  # (name, device, read)
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long workers are waited for, in seconds.
+
+    Args:
+        load: a file may take to load.
+        step: a plugin may compute between two steps.
+        abandoned: the same, once nobody waits for the answer.
+        answer: a worker may leave a ping unanswered.
+        ping: between two looks at a worker.
+        backoff: before the first restart; doubled for every further death.
+        longest_backoff: between two restarts.
+        deaths: that quarantine a model, if they fall within `window` seconds.
+        window: see `deaths`.
+        ready: a call waits for a worker that is being started.
+    """
+
+    load: float = 600.0
+    step: float = 300.0
+    abandoned: float = 5.0
+    answer: float = 60.0
+    ping: float = 0.5
+    backoff: float = 0.1
+    longest_backoff: float = 10.0
+    deaths: int = 5
+    window: float = 120.0
+    ready: float = 30.0
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model's files.
+
+    Args:
+        name: that the model answers to.
+        path: of the file.
+        manifest: what is known of it.
+        samples: real inputs to verify it with.
+    """
+
+    name: str
+    path: Path
+    manifest: Manifest
+    samples: Path | None = None
+
+    def read(self) -> list[Path]:
+        """What its worker may read: the files' own folders, or the files where those are shared."""
+        found = [self.path.parent.resolve(), self.path.resolve()]
+        if self.samples is not None:
+            found.append(self.samples.resolve())
+        return found
+
+
+class Keeper:
+    """One model.
+
+    A worker that dies fails the calls that it runs and nothing else: it is started again after a
+    while that doubles with every death, and calls that come meanwhile wait for it. A model whose
+    workers keep dying is quarantined until it is loaded anew.
+
+    Args:
+        source: its files.
+        devices: one worker is kept for each.
+        spawn: starts a worker.
+        patience: see there.
+        folder: the model's own, deleted when it is closed.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        devices: tuple[str, ...],
+        spawn: Spawn,
+        patience: Patience,
+        folder: Path,
+    ) -> None:
+        self.source, self._devices, self._spawn, self._patience = source, devices, spawn, patience
+        self._folder = folder
+        self.users = Occupancy()
+        self.used = time.monotonic()
+        self._info: ModelInfo | None = None
+        self._workers: dict[int, Connection] = {}
+        self._starting: dict[int, asyncio.Task[None]] = {}
+        self._watching: set[asyncio.Task[None]] = set()
+        self._deaths: deque[float] = deque(maxlen=patience.deaths)
+        self._died = 0
+        self._quarantine = ""
+        self._changed = asyncio.Event()
+        self._closed = False
+
+    @property
+    def info(self) -> ModelInfo:
+        """What is known of the model; a quarantined one says so in its notes."""
+        assert self._info is not None
+        if self._quarantine:
+            return replace(self._info, notes=(*self._info.notes, self._quarantine))
+        return self._info
+
+    @property
+    def awake(self) -> bool:
+        """Whether it has a worker, or is about to."""
+        return bool(self._workers or self._starting)
+
+    def process_ids(self) -> list[int]:
+        """Of its workers."""
+        return [w.process_id for w in self._workers.values() if w.process_id is not None]
+
+    async def load(self) -> ModelInfo:
+        """Start a worker on every device; the model is served when this returns.
+
+        Raises:
+            InterpretError: the file is refused; no worker is left.
+        """
+        tasks = [asyncio.create_task(self._start(slot)) for slot in range(len(self._devices))]
+        try:
+            await asyncio.gather(*tasks)
+        except BaseException:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await self.close(0)
+            raise
+        return self.info
+
+    async def worker(self, deadline: float | None) -> Connection:
+        """The least busy worker; waits for one that is being started.
+
+        Args:
+            deadline: in the event loop's time.
+
+        Raises:
+            FailedPrecondition: the model is quarantined.
+            DeadlineExceeded, Unavailable: no worker came in time.
+        """
+        self.used = time.monotonic()
+        if self._workers:
+            return min(self._workers.values(), key=lambda worker: worker.calls)
+        limit = time.monotonic() + self._patience.ready
+        while not self._workers:
+            self._check()
+            for slot in range(len(self._devices)):
+                self._restart(slot, 0.0)
+            self._changed.clear()
+            until = limit if deadline is None else min(limit, deadline)
+            try:
+                async with asyncio.timeout_at(until):
+                    await self._changed.wait()
+            except TimeoutError:
+                if deadline is not None and time.monotonic() >= deadline:
+                    raise DeadlineExceeded(
+                        "the deadline passed before a worker was ready"
+                    ) from None
+                raise Unavailable(
+                    f"the worker of {self.source.name} is being started; try again"
+                ) from None
+        return min(self._workers.values(), key=lambda worker: worker.calls)
+
+    async def sleep(self) -> None:
+        """End the workers of a model that nobody uses; the next call starts them again."""
+        workers, self._workers = list(self._workers.values()), {}
+        await asyncio.gather(*(worker.close(0.0) for worker in workers))
+
+    async def close(self, grace: float) -> None:
+        """End the workers for good; running calls have `grace` seconds to finish."""
+        self._closed = True
+        self._changed.set()
+        for task in (*self._starting.values(), *self._watching):
+            task.cancel()
+        workers, self._workers = list(self._workers.values()), {}
+        await asyncio.gather(*(worker.close(grace) for worker in workers))
+        await asyncio.gather(*self._starting.values(), *self._watching, return_exceptions=True)
+        await asyncio.to_thread(shutil.rmtree, self._folder, True)
+
+    def _check(self) -> None:
+        if self._closed:
+            raise Unavailable(f"{self.source.name} has been unloaded")
+        if self._quarantine:
+            raise FailedPrecondition(f"model: {self._quarantine}")
+
+    async def _start(self, slot: int) -> None:
+        """A worker with the model, in service."""
+        source = self.source
+        worker = await self._spawn(source.name, self._devices[slot], source.read())
+        try:
+            info = await self._loaded(worker)
+        except BaseException:
+            worker.kill("the model was not loaded")
+            raise
+        if self._info is not None and info.sha256 != self._info.sha256:
+            worker.kill("the file has changed")
+            raise ModelRejected(
+                f"the file of {source.name} has changed since it was loaded; load it again"
+            )
+        self._info = self._info or info
+        self._workers[slot] = worker
+        self._changed.set()
+        task = asyncio.create_task(self._watch(slot, worker))
+        self._watching.add(task)
+        task.add_done_callback(self._watching.discard)
+
+    async def _loaded(self, worker: Connection) -> ModelInfo:
+        source = self.source
+        limit = self._patience.load
+        try:
+            async with asyncio.timeout(limit):
+                return await worker.load(source.name, source.path, source.manifest, source.samples)
+        except TimeoutError:
+            raise ModelRejected(
+                f"{source.name} was not loaded within {limit:g} s; raise the server's load_seconds "
+                "if the file is sound"
+            ) from None
+        except Unavailable:
+            if self._info is not None or not worker.lost.done():
+                raise
+            said = worker.output.tail()[-300:]
+            raise ModelRejected(
+                f"{source.name} ended its process while it was being loaded ({worker.lost.result()}"
+                f"{'; it printed: ' + said if said else ''})"
+            ) from None
+
+    async def _watch(self, slot: int, worker: Connection) -> None:
+        """Look after a worker until it is lost, then have it replaced."""
+        seen, busy = 0, False
+        while not worker.lost.done():
+            await asyncio.wait({worker.lost}, timeout=self._patience.ping)
+            if not worker.lost.done() and (busy or worker.begun != seen):
+                seen = worker.begun
+                busy = await self._look(worker) or bool(worker.calls)
+        if self._workers.get(slot) is not worker:
+            return  # it was sent away
+        del self._workers[slot]
+        self._note_death()
+        if not self._quarantine and not self._closed:
+            wait = self._patience.backoff * 2 ** min(self._died - 1, 30)
+            self._restart(slot, min(wait, self._patience.longest_backoff))
+
+    async def _look(self, worker: Connection) -> bool:
+        """End a worker that is stuck; tells whether it computes."""
+        patience, name = self._patience, self.source.name
+        pong = await worker.ping(patience.answer)
+        if worker.lost.done():
+            return False
+        if pong is None:
+            worker.kill(f"the worker of {name} did not answer for {patience.answer:g} s; try again")
+        elif pong.busy_seconds > patience.abandoned and not pong.wanted:
+            worker.kill(
+                f"the worker of {name} was stopped in a step that nobody waited for any more and "
+                f"that took longer than {patience.abandoned:g} s; try again"
+            )
+        elif pong.busy_seconds > patience.step:
+            worker.kill(
+                f"the worker of {name} was stopped in a step of more than {patience.step:g} s; "
+                "raise the server's step_seconds if that is right"
+            )
+        else:
+            return pong.busy_seconds > 0
+        await asyncio.wait({worker.lost}, timeout=5.0)
+        return True
+
+    def _note_death(self) -> None:
+        now, window = time.monotonic(), self._patience.window
+        while self._deaths and now - self._deaths[0] > window:
+            self._deaths.popleft()
+        self._deaths.append(now)
+        self._died = len(self._deaths)
+        if self._died >= self._patience.deaths:
+            self._quarantine = (
+                f"{self.source.name} is quarantined: its worker died {self._died} times within "
+                f"{window:g} s; load it again to try once more."
+            )
+            _logger.error("%s", self._quarantine)
+            self._changed.set()
+
+    def _restart(self, slot: int, wait: float) -> None:
+        if slot in self._starting or slot in self._workers or self._closed:
+            return
+        task = asyncio.create_task(self._come_back(slot, wait))
+        self._starting[slot] = task
+        task.add_done_callback(lambda _: self._starting.pop(slot, None))
+
+    async def _come_back(self, slot: int, wait: float) -> None:
+        await asyncio.sleep(wait)
+        try:
+            await self._start(slot)
+        except InterpretError as error:
+            if isinstance(error, Unavailable):
+                self._note_death()
+                _logger.warning("%s is not served for now: %s", self.source.name, error.message)
+            else:
+                self._quarantine = self._quarantine or (
+                    f"{self.source.name} could not be loaded again: {error.message}"
+                )
+            self._changed.set()
+            if not self._quarantine and not self._closed:
+                later = min(self._patience.backoff * 2**self._died, self._patience.longest_backoff)
+                asyncio.get_running_loop().call_later(later, self._restart, slot, 0.0)
