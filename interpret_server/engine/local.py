@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import re
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,10 +12,8 @@ from typing import Protocol, TypeVar
 import torch
 
 from ..errors import (
-    AlreadyExists,
     DeadlineExceeded,
     InterpretError,
-    InvalidRequest,
     NotFound,
     Unavailable,
 )
@@ -31,6 +28,7 @@ from .execution import execute
 from .failure import bare, internal_error
 from .mailbox import Mailbox
 from .member import Member, Outcome
+from .naming import check_name, no_model
 from .occupancy import Occupancy
 from .openmp import one_thread
 from .primitives import primitives
@@ -40,7 +38,6 @@ from .results import assemble, draw_preview
 from .schedule import Pulse, Scheduler
 
 INLINE_BYTES = 256 * 1024  # work on more than this leaves the event loop
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}(@[A-Za-z0-9][A-Za-z0-9._-]{0,127})?")
 _JOIN_SECONDS = 1.0
 _RELEASE_SECONDS = 2.0  # that unloading waits for the memory, once no call runs
 
@@ -112,7 +109,7 @@ class LocalWorker:
         Raises:
             AlreadyExists: the name is taken.
         """
-        self._check_name(name, replace=False)
+        check_name(name, loading=self._loading, loaded=self._served, replace=False)
         if info is None:
             info = describe_classifier(name, classifier, self._max_batch)
         self._served[name] = Served(classifier, info)
@@ -138,7 +135,7 @@ class LocalWorker:
             InvalidModel, ModelRejected, InvalidRequest, AlreadyExists, Unavailable.
         """
         self._check_open()
-        self._check_name(name, replace=replace)
+        check_name(name, loading=self._loading, loaded=self._served, replace=replace)
         self._loading.add(name)
         try:
             loaded = await self._in_thread(
@@ -292,23 +289,9 @@ class LocalWorker:
         if self._closing:
             raise Unavailable("the server is shutting down")
 
-    def _check_name(self, name: str, *, replace: bool) -> None:
-        if not _NAME.fullmatch(name):
-            raise InvalidRequest.field(
-                "name",
-                f"{name[:40]!r} is no model name; use up to 128 letters, digits, '.', '_' and '-'",
-            )
-        if name in self._loading:
-            raise AlreadyExists(f"name: {name} is being loaded already")
-        if name in self._served and not replace:
-            raise AlreadyExists(
-                f"name: a model called {name} is loaded; unload it first, or ask to replace it"
-            )
-
     def _find_model(self, name: str) -> Served:
         if name not in self._served:
-            known = ", ".join(sorted(self._served)) or "none"
-            raise NotFound(f"model: there is no model {name[:80]!r}; loaded: {known}")
+            raise no_model(name, self._served)
         return self._served[name]
 
     def _find_plugin(self, name: str) -> Registration:
