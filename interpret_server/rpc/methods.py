@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from interpret_api.v1 import interpret_service_pb2 as runs
@@ -11,6 +11,7 @@ from interpret_api.v1 import model_service_pb2 as models
 from ..engine.api import Call, Result
 from ..errors import InvalidRequest
 from . import codec
+from .callers import client_of, to_priority
 from .calls import PREDICT
 from .parts import Incoming, Outgoing
 from .plugin_service import unknown_plugin
@@ -41,7 +42,7 @@ def _run(
     call = codec.to_call(request, previews=previews, timeout=timeout, parts=parts)
     if call.plugin.startswith("_"):
         raise unknown_plugin(call.plugin)
-    return call
+    return replace(call, client=client_of(context), priority=to_priority(request.priority))
 
 
 def _ran(request: runs.RunRequest, result: Result, parts: Outgoing | None) -> runs.RunResponse:
@@ -62,6 +63,8 @@ def _evaluate(
         plugin=primitive,
         inputs=codec.required_inputs(request, parts),
         timeout=codec.to_timeout(context.time_remaining()),
+        client=client_of(context),
+        priority=to_priority(request.priority),
         **extra,
     )
 

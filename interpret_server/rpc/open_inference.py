@@ -11,6 +11,7 @@ from ..engine.api import Call
 from ..errors import NotFound
 from . import codec
 from . import open_inference_codec as inference
+from .callers import client_of
 from .calls import PREDICT, result_of
 from .names import Names
 
@@ -90,6 +91,7 @@ class OpenInferenceServicer(grpc_predict_v2_pb2_grpc.GRPCInferenceServiceService
             plugin=PREDICT,
             inputs=arrays if len(arrays) > 1 else arrays[info.input_name],
             timeout=codec.to_timeout(context.time_remaining()),
+            client=client_of(context),
         )
         result = await result_of(self._worker, call)
         response = pb.ModelInferResponse(model_name=name, model_version=info.version, id=request.id)

@@ -42,7 +42,9 @@ def test_run_hands_every_field_to_the_worker(channel: grpc.Channel, worker: Fake
             tensors={"mask": TENSOR},
             render=True,
             half_precision=True,
-        )
+            priority=types.PRIORITY_HIGH,
+        ),
+        metadata=(("x-client-id", "team a"),),
     )
     assert worker.calls == [
         api.Call(
@@ -61,6 +63,8 @@ def test_run_hands_every_field_to_the_worker(channel: grpc.Channel, worker: Fake
             tensors={"mask": ARRAY},
             render=True,
             half=True,
+            client="team a",
+            priority=1,
         )
     ]
 

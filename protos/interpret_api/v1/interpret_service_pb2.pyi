@@ -8,7 +8,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class RunRequest(_message.Message):
-    __slots__ = ("model", "plugin", "inputs", "targets", "params_json", "seeds", "tensors", "render", "half_precision")
+    __slots__ = ("model", "plugin", "inputs", "targets", "params_json", "seeds", "tensors", "render", "half_precision", "priority")
     class TensorsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -25,6 +25,7 @@ class RunRequest(_message.Message):
     TENSORS_FIELD_NUMBER: _ClassVar[int]
     RENDER_FIELD_NUMBER: _ClassVar[int]
     HALF_PRECISION_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
     model: str
     plugin: str
     inputs: _types_pb2.Inputs
@@ -34,7 +35,8 @@ class RunRequest(_message.Message):
     tensors: _containers.MessageMap[str, _types_pb2.Tensor]
     render: bool
     half_precision: bool
-    def __init__(self, model: _Optional[str] = ..., plugin: _Optional[str] = ..., inputs: _Optional[_Union[_types_pb2.Inputs, _Mapping]] = ..., targets: _Optional[_Iterable[_Union[_types_pb2.Target, _Mapping]]] = ..., params_json: _Optional[str] = ..., seeds: _Optional[_Iterable[int]] = ..., tensors: _Optional[_Mapping[str, _types_pb2.Tensor]] = ..., render: bool = ..., half_precision: bool = ...) -> None: ...
+    priority: _types_pb2.Priority
+    def __init__(self, model: _Optional[str] = ..., plugin: _Optional[str] = ..., inputs: _Optional[_Union[_types_pb2.Inputs, _Mapping]] = ..., targets: _Optional[_Iterable[_Union[_types_pb2.Target, _Mapping]]] = ..., params_json: _Optional[str] = ..., seeds: _Optional[_Iterable[int]] = ..., tensors: _Optional[_Mapping[str, _types_pb2.Tensor]] = ..., render: bool = ..., half_precision: bool = ..., priority: _Optional[_Union[_types_pb2.Priority, str]] = ...) -> None: ...
 
 class RunResponse(_message.Message):
     __slots__ = ("result",)

@@ -203,12 +203,14 @@ class Model(_message.Message):
     def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., format: _Optional[str] = ..., form: _Optional[str] = ..., form_reason: _Optional[str] = ..., sha256: _Optional[str] = ..., size: _Optional[int] = ..., device: _Optional[str] = ..., precision: _Optional[str] = ..., input_name: _Optional[str] = ..., output_name: _Optional[str] = ..., input_shape: _Optional[_Iterable[int]] = ..., input_dtype: _Optional[str] = ..., input_layout: _Optional[str] = ..., bounds: _Optional[_Union[Bounds, _Mapping]] = ..., classes: _Optional[int] = ..., labels: _Optional[_Iterable[str]] = ..., logits_from: _Optional[str] = ..., layers: _Optional[_Iterable[_Union[Layer, _Mapping]]] = ..., capabilities: _Optional[_Iterable[str]] = ..., lacking: _Optional[_Mapping[str, str]] = ..., verification: _Optional[_Union[Verification, _Mapping]] = ..., notes: _Optional[_Iterable[str]] = ..., manifest_json: _Optional[str] = ..., max_batch: _Optional[int] = ..., inputs: _Optional[_Iterable[_Union[ModelInput, _Mapping]]] = ..., explained_shape: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class PredictRequest(_message.Message):
-    __slots__ = ("model", "inputs")
+    __slots__ = ("model", "inputs", "priority")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     INPUTS_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
     model: str
     inputs: _types_pb2.Inputs
-    def __init__(self, model: _Optional[str] = ..., inputs: _Optional[_Union[_types_pb2.Inputs, _Mapping]] = ...) -> None: ...
+    priority: _types_pb2.Priority
+    def __init__(self, model: _Optional[str] = ..., inputs: _Optional[_Union[_types_pb2.Inputs, _Mapping]] = ..., priority: _Optional[_Union[_types_pb2.Priority, str]] = ...) -> None: ...
 
 class PredictResponse(_message.Message):
     __slots__ = ("logits", "probabilities", "predictions")
@@ -221,14 +223,16 @@ class PredictResponse(_message.Message):
     def __init__(self, logits: _Optional[_Union[_types_pb2.Tensor, _Mapping]] = ..., probabilities: _Optional[_Union[_types_pb2.Tensor, _Mapping]] = ..., predictions: _Optional[_Iterable[_Union[_types_pb2.Prediction, _Mapping]]] = ...) -> None: ...
 
 class ComputeGradientRequest(_message.Message):
-    __slots__ = ("model", "inputs", "grad_outputs")
+    __slots__ = ("model", "inputs", "grad_outputs", "priority")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     INPUTS_FIELD_NUMBER: _ClassVar[int]
     GRAD_OUTPUTS_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
     model: str
     inputs: _types_pb2.Inputs
     grad_outputs: _types_pb2.Tensor
-    def __init__(self, model: _Optional[str] = ..., inputs: _Optional[_Union[_types_pb2.Inputs, _Mapping]] = ..., grad_outputs: _Optional[_Union[_types_pb2.Tensor, _Mapping]] = ...) -> None: ...
+    priority: _types_pb2.Priority
+    def __init__(self, model: _Optional[str] = ..., inputs: _Optional[_Union[_types_pb2.Inputs, _Mapping]] = ..., grad_outputs: _Optional[_Union[_types_pb2.Tensor, _Mapping]] = ..., priority: _Optional[_Union[_types_pb2.Priority, str]] = ...) -> None: ...
 
 class ComputeGradientResponse(_message.Message):
     __slots__ = ("gradient", "logits", "gradients")
@@ -248,14 +252,16 @@ class ComputeGradientResponse(_message.Message):
     def __init__(self, gradient: _Optional[_Union[_types_pb2.Tensor, _Mapping]] = ..., logits: _Optional[_Union[_types_pb2.Tensor, _Mapping]] = ..., gradients: _Optional[_Mapping[str, _types_pb2.Tensor]] = ...) -> None: ...
 
 class ComputeActivationsRequest(_message.Message):
-    __slots__ = ("model", "inputs", "layers")
+    __slots__ = ("model", "inputs", "layers", "priority")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     INPUTS_FIELD_NUMBER: _ClassVar[int]
     LAYERS_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
     model: str
     inputs: _types_pb2.Inputs
     layers: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, model: _Optional[str] = ..., inputs: _Optional[_Union[_types_pb2.Inputs, _Mapping]] = ..., layers: _Optional[_Iterable[str]] = ...) -> None: ...
+    priority: _types_pb2.Priority
+    def __init__(self, model: _Optional[str] = ..., inputs: _Optional[_Union[_types_pb2.Inputs, _Mapping]] = ..., layers: _Optional[_Iterable[str]] = ..., priority: _Optional[_Union[_types_pb2.Priority, str]] = ...) -> None: ...
 
 class ComputeActivationsResponse(_message.Message):
     __slots__ = ("activations",)
