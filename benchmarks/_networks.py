@@ -36,17 +36,22 @@ class Network:
         path: a TorchScript archive.
         shape: of one row.
         weights: `real` or `random`.
+        sizes_free: images of other heights and widths are served too.
     """
 
     name: str
     path: Path
     shape: tuple[int, ...]
     weights: str
+    sizes_free: bool = False
 
     @property
     def manifest(self) -> dict[str, Any]:
         """What the file does not tell."""
-        return {"shape": list(self.shape), "bounds": [0, 1]}
+        if not self.sizes_free:
+            return {"shape": list(self.shape), "bounds": [0, 1]}
+        shape = [self.shape[0], *(None for _ in self.shape[1:])]
+        return {"inputs": [{"shape": shape, "example": list(self.shape), "bounds": [0, 1]}]}
 
     def images(self, rows: int, seed: int = 0) -> Images:
         """Random inputs `(rows, *shape)` in the bounds."""
