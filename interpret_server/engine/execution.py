@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import InterpretError, InvalidRequest, Overloaded
+from ..errors import InterpretError, Overloaded
 from ..plugin import Batch, Rows, result_tensors
 from ..registry import AnyPlugin
+from .blame import blame
 from .failure import internal_error, logger
 from .job import EngineJob, spans
 from .member import Member, Outcome, why_nobody_waits
@@ -54,27 +55,10 @@ def _attempt(group: Group, members: list[Member], *, alone: bool) -> list[Settle
             return [(member, error) for member in members]
     except Exception as error:
         if alone:
-            refusal = _wrong_size(request) or internal_error(error, what)
+            refusal = blame(request) or internal_error(error, what)
             return [(member, refusal) for member in members]
         logger.warning(
             "%s failed for %d calls at once; each is run alone", what, len(members), exc_info=True
-        )
-    return None
-
-
-def _wrong_size(request: Request) -> InterpretError | None:
-    """A refusal where the model itself does not run on rows of this size."""
-    classifier = request.served.classifier
-    row = classifier.row_shape(request.batch.inputs) if request.batch.has_inputs else ()
-    if None not in classifier.input_sizes or row == classifier.input_shape or not row:
-        return None
-    try:
-        with torch.no_grad():
-            classifier(torch.zeros(1, *row, dtype=classifier.dtype, device=classifier.device))
-    except Exception:  # whatever the network raises on a size that it was not made for
-        sizes = ", ".join(map(str, row))
-        return InvalidRequest.field(
-            "inputs", f"{classifier.name} does not run on rows of shape [{sizes}]"
         )
     return None
 

@@ -1,5 +1,6 @@
 """A model file and its manifest into a verified classifier."""
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from .samples import read_samples
 from .sources import Source, brief, open_source
 from .verification import difference, float32_line_noise, verify
 
+_log = logging.getLogger(__name__)
 _RANDOM = (
     "the file's own execution gives another answer each time for the same input (a random or "
     "stateful operator)"
@@ -68,6 +70,24 @@ def load_classifier(
         InvalidRequest: a field of the manifest is missing or contradicts the file.
         ModelRejected: the file is sound, but cannot be served or differs from its own execution.
     """
+    try:
+        return _load(name, path, manifest, device, default_max_batch, execution, samples)
+    except MemoryError as error:
+        raise ModelRejected("loading the file takes more memory than there is") from error
+    except RuntimeError as error:  # of torch, where the file's program fails after its first trial
+        _log.warning("the program of %s failed", name, exc_info=True)
+        raise ModelRejected(f"the file's program fails ({brief(error)})") from error
+
+
+def _load(
+    name: str,
+    path: Path,
+    manifest: Manifest,
+    device: torch.device,
+    default_max_batch: int,
+    execution: Execution,
+    samples: Path | None,
+) -> LoadedModel:
     file_format = identify(path, manifest.format)
     sha256, size = digest(path)
     output = manifest.output

@@ -17,10 +17,11 @@ from .manifest import Format
 
 
 def brief(error: BaseException) -> str:
-    """The last line of an error's message, without what came before it."""
+    """The last line of an error's message, without what came before it, in printable characters."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     last = lines[-1] if lines else type(error).__name__
-    return re.sub(r"^[\w.]*(Error|Exception): ", "", last)[:300]
+    last = re.sub(r"^[\w.]*(Error|Exception): ", "", last)[:300]
+    return "".join(character if character.isprintable() else "?" for character in last)
 
 
 _log = logging.getLogger(__name__)

@@ -19,6 +19,7 @@ from .document import Document
 
 _OLD = "serialized_exported_program.json"
 _VERIFIERS = ("TRAINING", "ATEN", "")
+_MOST_NODES = 50_000
 _RESAVE = "export the model again with this server's PyTorch"
 
 
@@ -88,6 +89,7 @@ def _document(records: Records, name: str) -> Any:
     if not isinstance(data, dict):
         raise InvalidModel("the program in the file is corrupt")
     _check_version(data)
+    _check_length(data)
     module = data.get("graph_module")
     fields = module.get("treespec_namedtuple_fields") if isinstance(module, dict) else None
     named_tuples = {
@@ -106,6 +108,23 @@ def _document(records: Records, name: str) -> Any:
         raise InvalidModel("the program in the file does not tell its inputs")
     del entries[1:]
     return document
+
+
+def _check_length(data: dict[str, Any]) -> None:
+    """Refuse more nodes than can be read in reasonable time, branches' and loops' included."""
+    count, pending = 0, [data]
+    while pending:
+        item = pending.pop()
+        if isinstance(item, dict):
+            nodes = item.get("nodes")
+            count += len(nodes) if isinstance(nodes, list) else 0
+            pending += item.values()
+        elif isinstance(item, list):
+            pending += item
+    if count > _MOST_NODES:
+        raise ModelRejected(
+            f"the program in the file has {count} nodes; at most {_MOST_NODES} are accepted"
+        )
 
 
 def _check_version(data: dict[str, Any]) -> None:

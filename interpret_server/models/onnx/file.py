@@ -144,6 +144,9 @@ def _parse(path: Path, limits: Limits = LIMITS) -> ModelProto:
 
 
 def _measure(model: ModelProto, limits: Limits) -> None:
+    listed = len(model.graph.node) + sum(len(function.node) for function in model.functions)
+    if listed > limits.nodes:  # which would take long to look through
+        raise _too_many(listed, limits)
     for _, depth in _graphs(model):
         if depth > limits.depth:
             raise InvalidModel(
@@ -151,9 +154,7 @@ def _measure(model: ModelProto, limits: Limits) -> None:
                 "accepted"
             )
     if (nodes := sum(1 for _ in all_nodes(model))) > limits.nodes:
-        raise InvalidModel(
-            f"model: the graph has {nodes} nodes; at most {limits.nodes} are accepted"
-        )
+        raise _too_many(nodes, limits)
     for node in all_nodes(model):
         _check_text(node.op_type, node.domain, node.name, *node.input, *node.output)
         for item in node.attribute:
@@ -162,6 +163,10 @@ def _measure(model: ModelProto, limits: Limits) -> None:
                     f"model: the attribute {item.name!r} of {node.op_type} lists more than the "
                     f"{limits.elements} numbers that are accepted"
                 )
+
+
+def _too_many(nodes: int, limits: Limits) -> InvalidModel:
+    return InvalidModel(f"model: the graph has {nodes} nodes; at most {limits.nodes} are accepted")
 
 
 def _check_text(*names: str) -> None:

@@ -113,7 +113,8 @@ class ArchiveBody(nn.Module):
     where some path from the input avoids it.
 
     Its profiling executor rewrites backward passes after the first calls, which loses gradients'
-    exactness and every backward rule; it is off here.
+    exactness and every backward rule; it is off here. The archive is given copies of its inputs,
+    which it may write to.
 
     Args:
         archive: from `open_archive`.
@@ -128,6 +129,6 @@ class ArchiveBody(nn.Module):
         enabled = torch.is_grad_enabled() and self.differentiable
         with torch.jit.optimized_execution(False), torch.set_grad_enabled(enabled):  # type: ignore[attr-defined]
             try:
-                return self.archive(*inputs)
+                return self.archive(*(value.clone() for value in inputs))
             except torch.jit.Error as error:  # of Python's own raise statements in the program
                 raise RuntimeError(str(error)) from error

@@ -1,0 +1,11 @@
+"""Model files that mean harm, and what must become of them.
+
+The networks, archives and graphs that the tests of single formats use are used here too.
+"""
+
+import sys
+from pathlib import Path
+
+_MODELS = str(Path(__file__).parents[1] / "models")
+if _MODELS not in sys.path:
+    sys.path.append(_MODELS)
