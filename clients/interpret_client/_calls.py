@@ -4,12 +4,11 @@ Nothing here sends anything, so the blocking and the asynchronous client share a
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from os import PathLike
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from google.protobuf.message import Message
 
@@ -19,31 +18,11 @@ from interpret_api.v1 import plugin_service_pb2 as plugins_api
 
 from . import _codec as codec
 from . import _parse as parse
+from ._chunks import CHUNK_BYTES
+from ._content import Content
+from ._requests import Call
 from .errors import InvalidRequest
 from .results import Array, Event, Gradient, ModelInfo, PluginInfo, Predictions, Result
-
-CHUNK_BYTES = 1 << 20
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Call(Generic[T]):
-    """One RPC, ready to be sent.
-
-    Args:
-        method: `Service.Method`.
-        request: the message, or a function that yields the messages of a client stream.
-        parse: reads an answer.
-        retry: asking twice does no harm.
-        timeout: seconds; None for the client's own.
-    """
-
-    method: str
-    request: Message | Callable[[], Iterator[Message]]
-    parse: Callable[[Any], T]
-    retry: bool = False
-    timeout: float | None = None
 
 
 def load_model(
@@ -155,8 +134,11 @@ def predict(name: str, inputs: Any, *, timeout: float | None = None) -> Call[Pre
             bytes of encoded images (JPEG, PNG), one per row.
         timeout: seconds; None for the client's own.
     """
-    request = models_api.PredictRequest(model=name, inputs=codec.encode_inputs(inputs))
-    return Call("ModelService.Predict", request, parse.predictions, retry=True, timeout=timeout)
+    content = Content(inputs)
+    request = models_api.PredictRequest(model=name, inputs=content.inputs())
+    return content.call(
+        "ModelService.Predict", request, parse.predictions, retry=True, timeout=timeout
+    )
 
 
 def gradient(
@@ -173,12 +155,11 @@ def gradient(
     Raises:
         FailedPrecondition: the model cannot be differentiated.
     """
+    content = Content(inputs, {"grad_outputs": grad_outputs})
     request = models_api.ComputeGradientRequest(
-        model=name,
-        inputs=codec.encode_inputs(inputs),
-        grad_outputs=codec.encode_tensor(grad_outputs, "grad_outputs"),
+        model=name, inputs=content.inputs(), grad_outputs=content.tensor("grad_outputs")
     )
-    return Call(
+    return content.call(
         "ModelService.ComputeGradient", request, parse.gradient, retry=True, timeout=timeout
     )
 
@@ -194,11 +175,13 @@ def activations(
         layers: names of layers, as `model(name).layers` lists them.
         timeout: seconds; None for the client's own.
     """
-    wanted = [layers] if isinstance(layers, str) else layers
+    content = Content(inputs, any_size=True)
     request = models_api.ComputeActivationsRequest(
-        model=name, inputs=codec.encode_inputs(inputs), layers=wanted
+        model=name,
+        inputs=content.inputs(),
+        layers=[layers] if isinstance(layers, str) else layers,
     )
-    return Call(
+    return content.call(
         "ModelService.ComputeActivations", request, parse.activations, retry=True, timeout=timeout
     )
 
@@ -213,21 +196,24 @@ def _run_request(
     tensors: Mapping[str, Any] | None,
     render: bool,
     half: bool,
-) -> interpret.RunRequest:
-    return interpret.RunRequest(
+    *,
+    copied: bool = False,
+) -> tuple[interpret.RunRequest, Content]:
+    tensors = tensors or {}
+    fields = {f"tensors.{name}": tensor for name, tensor in tensors.items()}
+    content = Content(inputs, fields, any_size=inputs is None, copied=copied)
+    request = interpret.RunRequest(
         model=model,
         plugin=plugin,
-        inputs=None if inputs is None else codec.encode_inputs(inputs),
-        targets=codec.encode_targets(target),
+        inputs=content.inputs(),
+        targets=codec.encode_targets(target, content.parts),
         params_json=codec.encode_params(params),
         seeds=codec.encode_seeds(seed),
-        tensors={
-            name: codec.encode_tensor(tensor, f"tensors.{name}")
-            for name, tensor in (tensors or {}).items()
-        },
+        tensors={name: content.tensor(f"tensors.{name}") for name in tensors},
         render=render,
         half_precision=half,
     )
+    return request, content
 
 
 def run(
@@ -266,8 +252,10 @@ def run(
         FailedPrecondition: the model lacks a capability that the plugin requires.
         Overloaded, Cancelled, DeadlineExceeded, Unavailable, ServerError.
     """
-    request = _run_request(plugin, model, inputs, target, params, seed, tensors, render, half)
-    return Call("InterpretService.Run", request, parse.ran, retry=True, timeout=timeout)
+    request, content = _run_request(
+        plugin, model, inputs, target, params, seed, tensors, render, half
+    )
+    return content.call("InterpretService.Run", request, parse.ran, retry=True, timeout=timeout)
 
 
 def stream(
@@ -295,8 +283,8 @@ def stream(
     Raises:
         as `run`, while the stream is read.
     """
-    request = interpret.RunStreamRequest(
-        request=_run_request(plugin, model, inputs, target, params, seed, tensors, render, half),
-        previews=previews,
+    run, content = _run_request(
+        plugin, model, inputs, target, params, seed, tensors, render, half, copied=True
     )
-    return Call("InterpretService.RunStream", request, parse.event, timeout=timeout)
+    request = interpret.RunStreamRequest(request=run, previews=previews)
+    return content.call("InterpretService.RunStream", request, parse.event, timeout=timeout)

@@ -10,11 +10,12 @@ from typing import Any
 
 import grpc
 
+from interpret_api.v1.chunked_service_pb2_grpc import ChunkedServiceStub
 from interpret_api.v1.interpret_service_pb2_grpc import InterpretServiceStub
 from interpret_api.v1.model_service_pb2_grpc import ModelServiceStub
 from interpret_api.v1.plugin_service_pb2_grpc import PluginServiceStub
 
-from ._calls import Call
+from ._requests import Call
 from .errors import InterpretClientError, InvalidRequest, Overloaded, Unavailable
 
 Tls = bool | bytes | str | PathLike[str] | grpc.ChannelCredentials | None
@@ -29,6 +30,7 @@ _OPTIONS = (
     ("grpc.http2.max_frame_size", (1 << 24) - 1),
 )
 _STUBS: Mapping[str, Any] = {
+    "ChunkedService": ChunkedServiceStub,
     "InterpretService": InterpretServiceStub,
     "ModelService": ModelServiceStub,
     "PluginService": PluginServiceStub,

@@ -12,10 +12,14 @@ import numpy as np
 
 from interpret_api.v1 import types_pb2 as types
 
+from ._chunks import Part, Parts
 from .errors import InvalidRequest, ServerError
 from .results import Array, Target
 
 ImageFile = str | PathLike[str] | bytes
+Inputs = Array | dict[str, Array] | list[bytes] | None
+
+IMAGE_BYTES = 1 << 20
 
 _DTYPES: Mapping[str, types.DataType] = {
     "float32": types.DATA_TYPE_FLOAT32,
@@ -51,8 +55,8 @@ def to_array(value: Any, field: str) -> Array:
     return array
 
 
-def encode_tensor(value: Any, field: str) -> types.Tensor:
-    """An array as a message: little-endian bytes in C order."""
+def encode_tensor(value: Any, field: str, parts: Parts | None = None) -> types.Tensor:
+    """An array as a message: little-endian bytes in C order, as a part where there are `parts`."""
     array = to_array(value, field)
     dtype = _DTYPES.get(array.dtype.name)
     if dtype is None:
@@ -64,44 +68,90 @@ def encode_tensor(value: Any, field: str) -> types.Tensor:
         if array.dtype.name == "bfloat16"
         else array.astype(array.dtype.newbyteorder("<"), copy=False)
     )
-    return types.Tensor(dtype=dtype, shape=array.shape, data=little.tobytes())
+    message = types.Tensor(dtype=dtype, shape=array.shape)
+    if parts is not None:
+        flat = np.ascontiguousarray(little).reshape(-1).view(np.uint8)
+        message.part = parts.add(flat.data)
+    if not message.part:
+        message.data = little.tobytes()
+    return message
 
 
-def decode_tensor(tensor: types.Tensor, name: str) -> Array:
+def decode_tensor(tensor: types.Tensor, name: str, parts: Sequence[Part] = ()) -> Array:
     """A message as a writable array; bfloat16 becomes float32, which holds it exactly."""
     dtype = _NAMES.get(tensor.dtype)
     if dtype is None:
         raise ServerError(f"{name}: the server sent an element type that this client lacks")
     stored = np.dtype("<u2" if dtype == "bfloat16" else dtype).newbyteorder("<")
-    shape, data = tuple(tensor.shape), tensor.data
+    shape, data = tuple(tensor.shape), _data(tensor, name, parts)
     if len(data) != math.prod(shape) * stored.itemsize:
         raise ServerError(f"{name}: the server sent {len(data)} bytes for shape {shape}")
-    array = np.frombuffer(bytearray(data), dtype=stored).reshape(shape)
+    array = np.frombuffer(data, dtype=stored).reshape(shape)
     if dtype == "bfloat16":
         return (array.astype(np.uint32) << 16).view(np.float32)
     return array
 
 
-def decode_tensors(tensors: Mapping[str, types.Tensor]) -> dict[str, Array]:
+def _data(tensor: types.Tensor, name: str, parts: Sequence[Part]) -> bytearray | Part:
+    if not tensor.part:
+        return bytearray(tensor.data)
+    if tensor.part > len(parts):
+        raise ServerError(f"{name}: the server did not send its bytes")
+    return parts[tensor.part - 1]
+
+
+def decode_tensors(
+    tensors: Mapping[str, types.Tensor], parts: Sequence[Part] = ()
+) -> dict[str, Array]:
     """Named messages as arrays, in the order of their names."""
-    return {name: decode_tensor(tensors[name], name) for name in sorted(tensors)}
+    return {name: decode_tensor(tensors[name], name, parts) for name in sorted(tensors)}
 
 
-def encode_inputs(inputs: Any) -> types.Inputs:
+def read_inputs(inputs: Any) -> Inputs:
     """An array `(N, ...)`, arrays by name, or encoded images: one, or one per row in sequence."""
+    if inputs is None:
+        return None
     if isinstance(inputs, Mapping):
-        named = {
-            str(name): encode_tensor(value, f"inputs.{name}") for name, value in inputs.items()
-        }
-        return types.Inputs(named=types.NamedTensors(tensors=named))
+        return {str(name): to_array(value, f"inputs.{name}") for name, value in inputs.items()}
     if isinstance(inputs, str | PathLike | bytes):
         inputs = [inputs]
     if isinstance(inputs, list | tuple) and any(
         isinstance(item, str | PathLike | bytes) for item in inputs
     ):
-        images = [_image(item, row) for row, item in enumerate(inputs)]
-        return types.Inputs(images=types.EncodedImages(images=images))
-    return types.Inputs(tensor=encode_tensor(inputs, "inputs"))
+        return [_image(item, row) for row, item in enumerate(inputs)]
+    return to_array(inputs, "inputs")
+
+
+def encode_inputs(inputs: Inputs, parts: Parts | None = None) -> types.Inputs | None:
+    """The inputs as a message."""
+    if inputs is None:
+        return None
+    if isinstance(inputs, dict):
+        named = {
+            name: encode_tensor(value, f"inputs.{name}", parts) for name, value in inputs.items()
+        }
+        return types.Inputs(named=types.NamedTensors(tensors=named))
+    if isinstance(inputs, list):
+        numbers = [] if parts is None else parts.add_files(inputs)
+        images = types.EncodedImages(images=[] if numbers else inputs, parts=numbers)
+        return types.Inputs(images=images)
+    return types.Inputs(tensor=encode_tensor(inputs, "inputs", parts))
+
+
+def expected_bytes(inputs: Inputs, tensors: Iterable[Array]) -> int:
+    """About as many bytes as the request, or a result like its inputs, will have.
+
+    Results hold four bytes and more per element, and a decoded image about a MiB.
+    """
+    arrays = list(tensors)
+    if isinstance(inputs, dict):
+        arrays += inputs.values()
+    elif isinstance(inputs, np.ndarray):
+        arrays.append(inputs)
+    images = inputs if isinstance(inputs, list) else []
+    return sum(max(array.nbytes, 4 * array.size) for array in arrays) + sum(
+        max(len(image), IMAGE_BYTES) for image in images
+    )
 
 
 def _image(item: Any, row: int) -> bytes:
@@ -114,14 +164,14 @@ def _image(item: Any, row: int) -> bytes:
     )
 
 
-def encode_targets(target: Any) -> list[types.Target]:
+def encode_targets(target: Any, parts: Parts | None = None) -> list[types.Target]:
     """None, one target, or one per row; see `Client.run` for what a target may be."""
     if target is None:
         return []
     if isinstance(target, Mapping) or _is_int(target):
-        return [_target(target, "target")]
+        return [_target(target, "target", parts)]
     if isinstance(target, list | tuple) and any(isinstance(item, Mapping) for item in target):
-        return [_target(item, f"target[{row}]") for row, item in enumerate(target)]
+        return [_target(item, f"target[{row}]", parts) for row, item in enumerate(target)]
     classes = to_array(target, "target")
     if classes.dtype.kind not in "iu" or classes.ndim > 1:
         raise InvalidRequest.field(
@@ -134,7 +184,7 @@ def _is_int(value: Any) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
-def _target(value: Any, field: str) -> types.Target:
+def _target(value: Any, field: str, parts: Parts | None) -> types.Target:
     if _is_int(value):
         return types.Target(class_index=int(value))
     if not isinstance(value, Mapping):
@@ -163,7 +213,7 @@ def _target(value: Any, field: str) -> types.Target:
             message.neuron.index.extend(index.tolist())
         case ["direction"]:
             direction = to_array(value["direction"], f"{field}.direction").astype(np.float32)
-            message.direction.CopyFrom(encode_tensor(direction, f"{field}.direction"))
+            message.direction.CopyFrom(encode_tensor(direction, f"{field}.direction", parts))
         case [unit]:
             raise InvalidRequest.field(f"{field}.{unit}", "give one whole number")
         case _:
@@ -171,7 +221,7 @@ def _target(value: Any, field: str) -> types.Target:
     return message
 
 
-def decode_target(target: types.Target) -> Target:
+def decode_target(target: types.Target, parts: Sequence[Part] = ()) -> Target:
     """A target in the form that `run` takes."""
     layer = {"layer": target.layer} if target.layer else {}
     match target.WhichOneof("unit"):
@@ -182,7 +232,7 @@ def decode_target(target: types.Target) -> Target:
         case "neuron":
             return {**layer, "neuron": list(target.neuron.index)}
         case "direction":
-            return {**layer, "direction": decode_tensor(target.direction, "direction")}
+            return {**layer, "direction": decode_tensor(target.direction, "direction", parts)}
         case _:
             return layer
 

@@ -1,7 +1,7 @@
 """Protobuf answers to the client's results."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from interpret_api.v1 import plugin_service_pb2 as plugins_api
 from interpret_api.v1 import types_pb2 as types
 
 from . import results
+from ._chunks import Part
 from ._codec import decode_target, decode_tensor, decode_tensors
 from .errors import ServerError
 
@@ -143,36 +144,42 @@ def _predictions(messages: Iterable[types.Prediction]) -> tuple[results.Predicti
     )
 
 
-def predictions(answer: models_api.PredictResponse) -> results.Predictions:
+def predictions(
+    answer: models_api.PredictResponse, parts: Sequence[Part] = ()
+) -> results.Predictions:
     """Logits, probabilities and the most probable classes."""
     return results.Predictions(
-        decode_tensor(answer.logits, "logits"),
-        decode_tensor(answer.probabilities, "probabilities"),
+        decode_tensor(answer.logits, "logits", parts),
+        decode_tensor(answer.probabilities, "probabilities", parts),
         _predictions(answer.predictions),
     )
 
 
-def gradient(answer: models_api.ComputeGradientResponse) -> results.Gradient:
+def gradient(
+    answer: models_api.ComputeGradientResponse, parts: Sequence[Part] = ()
+) -> results.Gradient:
     """The gradient and the logits."""
-    several = decode_tensors(answer.gradients)
+    several = decode_tensors(answer.gradients, parts)
     return results.Gradient(
-        None if several else decode_tensor(answer.gradient, "gradient"),
-        decode_tensor(answer.logits, "logits"),
+        None if several else decode_tensor(answer.gradient, "gradient", parts),
+        decode_tensor(answer.logits, "logits", parts),
         several,
     )
 
 
-def activations(answer: models_api.ComputeActivationsResponse) -> dict[str, results.Array]:
+def activations(
+    answer: models_api.ComputeActivationsResponse, parts: Sequence[Part] = ()
+) -> dict[str, results.Array]:
     """The layers' values."""
-    return decode_tensors(answer.activations)
+    return decode_tensors(answer.activations, parts)
 
 
-def ran(answer: interpret.RunResponse) -> results.Result:
+def ran(answer: interpret.RunResponse, parts: Sequence[Part] = ()) -> results.Result:
     """The answer's result."""
-    return _result(answer.result)
+    return _result(answer.result, parts)
 
 
-def event(message: interpret.RunStreamResponse) -> results.Event:
+def event(message: interpret.RunStreamResponse, parts: Sequence[Part] = ()) -> results.Event:
     """One event of a stream."""
     match message.WhichOneof("event"):
         case "progress":
@@ -182,23 +189,31 @@ def event(message: interpret.RunStreamResponse) -> results.Event:
             preview = results.Preview(
                 message.preview.done,
                 message.preview.total,
-                decode_tensors(message.preview.tensors),
-                _pictures(message.preview.pictures),
+                decode_tensors(message.preview.tensors, parts),
+                _pictures(message.preview.pictures, parts),
             )
             return results.Event(preview=preview)
         case "result":
-            return results.Event(result=_result(message.result))
+            return results.Event(result=_result(message.result, parts))
         case _:
             raise ServerError("the server sent an event that this client does not know")
 
 
-def _pictures(pictures: Mapping[str, interpret.Pictures]) -> dict[str, tuple[bytes, ...]]:
-    return {name: tuple(pictures[name].png) for name in sorted(pictures)}
+def _pictures(
+    pictures: Mapping[str, interpret.Pictures], parts: Sequence[Part]
+) -> dict[str, tuple[bytes, ...]]:
+    return {name: _files(pictures[name], parts) for name in sorted(pictures)}
 
 
-def _result(message: interpret.Result) -> results.Result:
+def _files(message: interpret.Pictures, parts: Sequence[Part]) -> tuple[bytes, ...]:
+    if max(message.parts, default=0) > len(parts) or 0 in message.parts:
+        raise ServerError("the server did not send the bytes of its pictures")
+    return tuple(message.png) or tuple(parts[part - 1].tobytes() for part in message.parts)
+
+
+def _result(message: interpret.Result, parts: Sequence[Part]) -> results.Result:
     return results.Result(
-        tensors=decode_tensors(message.tensors),
+        tensors=decode_tensors(message.tensors, parts),
         metrics={
             name: np.array(message.metrics[name].values, dtype=np.float64)
             for name in sorted(message.metrics)
@@ -208,12 +223,12 @@ def _result(message: interpret.Result) -> results.Result:
         warnings=tuple(
             results.RowWarning(item.message, tuple(item.rows)) for item in message.warnings
         ),
-        pictures=_pictures(message.pictures),
-        provenance=_provenance(message.provenance),
+        pictures=_pictures(message.pictures, parts),
+        provenance=_provenance(message.provenance, parts),
     )
 
 
-def _provenance(message: interpret.Provenance) -> results.Provenance:
+def _provenance(message: interpret.Provenance, parts: Sequence[Part]) -> results.Provenance:
     return results.Provenance(
         model=message.model,
         model_sha256=message.model_sha256,
@@ -222,7 +237,7 @@ def _provenance(message: interpret.Provenance) -> results.Provenance:
         plugin_version=message.plugin_version,
         server_version=message.server_version,
         params=_json(message.params_json),
-        targets=tuple(decode_target(target) for target in message.targets),
+        targets=tuple(decode_target(target, parts) for target in message.targets),
         seeds=tuple(message.seeds),
         device=message.device,
         precision=message.precision,

@@ -7,7 +7,6 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 import grpc
 
 from . import _calls as calls
-from ._calls import Call
 from ._channel import (
     TRIES,
     Attempts,
@@ -19,6 +18,8 @@ from ._channel import (
     methods,
     open_channel,
 )
+from ._chunks import assembled, only
+from ._requests import Call
 from .errors import ServerError, from_rpc
 from .results import Event
 
@@ -34,6 +35,7 @@ class EventStream(Iterator[Event]):
 
     def __init__(self, running: Any, call: Call[Event], address: str) -> None:
         self._running = running
+        self._answers = assembled(running, call.chunked)
         self._call = call
         self._address = address
         self._answered = False
@@ -43,12 +45,13 @@ class EventStream(Iterator[Event]):
         if self._closed:
             raise StopIteration
         try:
-            event = self._call.parse(next(self._running))
+            event = self._call.parse(*next(self._answers))
         except StopIteration:
             if not self._answered:
                 raise ServerError("the server ended the stream without a result") from None
             raise
         except grpc.RpcError as failure:
+            self.close()
             raise from_rpc(failure, self._address) from failure
         except BaseException:
             self.close()
@@ -69,6 +72,16 @@ class EventStream(Iterator[Event]):
 
     def __del__(self) -> None:
         self.close()
+
+
+def _read(call: Call[T], running: Any) -> T:
+    if call.chunked is None:
+        return call.parse(running)
+    try:
+        return call.parse(*only(assembled(running, call.chunked)))
+    except BaseException:
+        running.cancel()
+        raise
 
 
 def _blocking(build: Callable[P, Call[T]]) -> Callable[Concatenate["Client", P], T]:
@@ -133,24 +146,22 @@ class Client:
     def _perform(self, call: Call[T]) -> T:
         attempts = Attempts(call, self._timeout, self._tries)
         while True:
-            request = call.request() if callable(call.request) else call.request
             try:
-                answer = self._methods[call.method](
-                    request, timeout=attempts.timeout(), metadata=self._metadata
-                )
+                return _read(call, self._send(call, attempts))
             except grpc.RpcError as failure:
                 error = from_rpc(failure, self.address)
                 error.__cause__ = failure
                 time.sleep(attempts.wait_after(error))
-            else:
-                return call.parse(answer)
 
     def _start(self, call: Call[Event]) -> EventStream:
         attempts = Attempts(call, self._timeout, self._tries)
-        running = self._methods[call.method](
-            call.request, timeout=attempts.timeout(), metadata=self._metadata
+        return EventStream(self._send(call, attempts), call, self.address)
+
+    def _send(self, call: Call[Any], attempts: Attempts) -> Any:
+        request = call.request() if callable(call.request) else call.request
+        return self._methods[call.method](
+            request, timeout=attempts.timeout(), metadata=self._metadata
         )
-        return EventStream(running, call, self.address)
 
 
 def connect(

@@ -13,7 +13,6 @@ import grpc
 from google.protobuf.message import Message
 
 from . import _calls as calls
-from ._calls import Call
 from ._channel import (
     TRIES,
     Attempts,
@@ -25,6 +24,8 @@ from ._channel import (
     methods,
     open_channel,
 )
+from ._chunks import Answer, Assembly, only
+from ._requests import Call
 from .errors import ServerError, from_rpc
 from .results import Event
 
@@ -37,6 +38,30 @@ T = TypeVar("T")
 async def _read_ahead(messages: Iterator[Message]) -> AsyncIterator[Message]:
     while (message := await asyncio.to_thread(next, messages, None)) is not None:
         yield message
+
+
+async def _in_turn(messages: Iterator[Message]) -> AsyncIterator[Message]:
+    for message in messages:
+        yield message
+
+
+async def _assembled(running: Any, kind: str | None) -> AsyncIterator[Answer]:
+    assembly = None if kind is None else Assembly(kind)
+    while (message := await running.read()) is not grpc.aio.EOF:
+        answer = (message, ()) if assembly is None else assembly.add(message)
+        if answer is not None:
+            yield answer
+
+
+async def _read(call: Call[T], running: Any) -> T:
+    if call.chunked is None:
+        return call.parse(await running)
+    try:
+        answers = [answer async for answer in _assembled(running, call.chunked)]
+        return call.parse(*only(answers))
+    except BaseException:
+        running.cancel()
+        raise
 
 
 class AsyncEventStream(AsyncIterator[Event]):
@@ -52,6 +77,7 @@ class AsyncEventStream(AsyncIterator[Event]):
         self._start = start
         self._running: Any = None
         self._call: Call[Event] | None = None
+        self._answers: AsyncIterator[Answer] | None = None
         self._address = address
         self._answered = False
         self._closed = False
@@ -59,16 +85,18 @@ class AsyncEventStream(AsyncIterator[Event]):
     async def __anext__(self) -> Event:
         if self._closed:
             raise StopAsyncIteration
-        if self._call is None:
+        if self._call is None or self._answers is None:
             self._running, self._call = await self._start()
+            self._answers = _assembled(self._running, self._call.chunked)
         try:
-            message = await self._running.read()
-            if message is grpc.aio.EOF:
+            answer = await anext(self._answers, None)
+            if answer is None:
                 if not self._answered:
                     raise ServerError("the server ended the stream without a result")
                 raise StopAsyncIteration
-            event = self._call.parse(message)
+            event = self._call.parse(*answer)
         except grpc.aio.AioRpcError as failure:
+            self.close()
             raise from_rpc(failure, self._address) from failure
         except BaseException:
             self.close()
@@ -162,24 +190,24 @@ class AsyncClient:
     async def _perform(self, call: Call[T]) -> T:
         attempts = Attempts(call, self._timeout, self._tries)
         while True:
-            request = _read_ahead(call.request()) if callable(call.request) else call.request
             try:
-                answer = await self._methods[call.method](
-                    request, timeout=attempts.timeout(), metadata=self._metadata
-                )
+                return await _read(call, self._send(call, attempts))
             except grpc.aio.AioRpcError as failure:
                 error = from_rpc(failure, self.address)
                 error.__cause__ = failure
                 await asyncio.sleep(attempts.wait_after(error))
-            else:
-                return call.parse(answer)
 
     def _start(self, call: Call[Event]) -> tuple[Any, Call[Event]]:
         attempts = Attempts(call, self._timeout, self._tries)
-        running = self._methods[call.method](
-            call.request, timeout=attempts.timeout(), metadata=self._metadata
+        return self._send(call, attempts), call
+
+    def _send(self, call: Call[Any], attempts: Attempts) -> Any:
+        request: Any = call.request
+        if callable(request):
+            request = _in_turn(request()) if call.chunked else _read_ahead(request())
+        return self._methods[call.method](
+            request, timeout=attempts.timeout(), metadata=self._metadata
         )
-        return running, call
 
 
 def connect(

@@ -147,6 +147,8 @@ def from_rpc(failure: RpcFailure, address: str) -> InterpretClientError:
     code, sentence = failure.code(), failure.details() or ""
     attributes = _attributes(failure)
     cls = _CLASSES.get(code, ServerError)
+    if cls is Overloaded and attributes.get("reason") == "REQUEST_TOO_LARGE":
+        return MessageTooLarge(sentence, **attributes)
     if cls is Overloaded and "larger than max" in sentence:
         return MessageTooLarge(
             f"a message exceeds the size limit; send fewer rows in one call ({sentence})"

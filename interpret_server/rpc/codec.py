@@ -188,7 +188,7 @@ def to_target(target: types.Target, field: str, parts: Incoming | None = None) -
             )
 
 
-def from_target(target: api.Target) -> types.Target:
+def from_target(target: api.Target, parts: Outgoing | None = None) -> types.Target:
     """One target of a result's provenance."""
     message = types.Target(layer=target.layer or "")
     match target.kind:
@@ -201,7 +201,7 @@ def from_target(target: api.Target) -> types.Target:
         case "layer":
             message.whole_layer = True
         case "direction" if target.direction is not None:
-            from_array(target.direction, message.direction)
+            from_array(target.direction, message.direction, parts)
     return message
 
 
@@ -288,7 +288,7 @@ def from_result(result: api.Result, message: runs.Result, parts: Outgoing | None
             plugin_version=source.plugin_version,
             server_version=source.server_version,
             params_json=source.params,
-            targets=map(from_target, source.targets),
+            targets=[from_target(target, parts) for target in source.targets],
             seeds=source.seeds,
             device=source.device,
             precision=source.precision,

@@ -8,12 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+import fake_chunks
 import grpc
 import numpy as np
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
+from interpret_api.v1 import chunked_service_pb2_grpc as chunked_grpc
 from interpret_api.v1 import interpret_service_pb2 as interpret
 from interpret_api.v1 import interpret_service_pb2_grpc as interpret_grpc
 from interpret_api.v1 import model_service_pb2 as models
@@ -174,6 +176,8 @@ class FakeServer:
     running: threading.Event = field(default_factory=threading.Event)
     cancelled: threading.Event = field(default_factory=threading.Event)
     truncate_stream: bool = False
+    chunked: list[str] = field(default_factory=list)  # the kinds of requests that came in chunks
+    spoil: Callable[[list[Any]], list[Any]] = list  # what becomes of the messages of an answer
 
     def fail(self, method: str, *failures: Failure) -> None:
         self.failures[method].extend(failures)
@@ -337,14 +341,37 @@ class Interpret(interpret_grpc.InterpretServiceServicer):
             yield interpret.RunStreamResponse(result=self._result(request.request))
 
 
+class Chunked(chunked_grpc.ChunkedServiceServicer):
+    """Hands requests that came in chunks to the others, and cuts their answers."""
+
+    def __init__(self, fake: FakeServer, models: Models, interpret: Interpret) -> None:
+        self.fake = fake
+        self.methods: dict[str, Callable[..., Any]] = {
+            "run": interpret.Run,
+            "run_stream": interpret.RunStream,
+            "predict": models.Predict,
+            "compute_gradient": models.ComputeGradient,
+            "compute_activations": models.ComputeActivations,
+        }
+
+    def Call(self, requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
+        kind, request = fake_chunks.restored(list(requests))
+        self.fake.chunked.append(kind)
+        answered = self.methods[kind](request, context)
+        for answer in answered if kind == "run_stream" else [answered]:
+            yield from self.fake.spoil(list(fake_chunks.cut(kind, answer)))
+
+
 def start() -> tuple[FakeServer, grpc.Server]:
     fake = FakeServer()
     server = grpc.server(
         ThreadPoolExecutor(8), options=[("grpc.max_receive_message_length", 8 << 20)]
     )
-    models_grpc.add_ModelServiceServicer_to_server(Models(fake), server)
+    models, interpret = Models(fake), Interpret(fake)
+    models_grpc.add_ModelServiceServicer_to_server(models, server)
     plugins_grpc.add_PluginServiceServicer_to_server(Plugins(fake), server)
-    interpret_grpc.add_InterpretServiceServicer_to_server(Interpret(fake), server)
+    interpret_grpc.add_InterpretServiceServicer_to_server(interpret, server)
+    chunked_grpc.add_ChunkedServiceServicer_to_server(Chunked(fake, models, interpret), server)
     fake.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     server.start()
     return fake, server
