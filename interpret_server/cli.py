@@ -107,7 +107,7 @@ def serve(config: Path | None, ready_file: Path | None, **flags: Any) -> None:
         click.echo(f"serving at {address}")
 
     try:
-        asyncio.run(_serve(settings, announce))
+        asyncio.run(_run(settings, announce))
     finally:
         if ready_file is not None:
             ready_file.unlink(missing_ok=True)
@@ -195,11 +195,15 @@ def _check_device(device: str) -> None:
             raise click.ClickException(f"device: there is no {device}; CUDA devices: {count}")
 
 
-async def _serve(settings: Settings, announce: Callable[[str], None]) -> None:
-    from .rpc.server import AddressError, Server
-
+async def _run(settings: Settings, announce: Callable[[str], None]) -> None:
     worker = await _worker(settings)
     freeze_start_up()
+    await _serve(settings, worker, announce)
+
+
+async def _serve(settings: Settings, worker: "Worker", announce: Callable[[str], None]) -> None:
+    from .rpc.server import AddressError, Server
+
     server = Server(
         worker,
         address=settings.address,

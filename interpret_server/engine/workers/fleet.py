@@ -60,7 +60,7 @@ class Fleet:
         self._ready = asyncio.Event()  # the nursery runs
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
-        self._folder = Path(tempfile.mkdtemp(prefix="interpret-server-"))
+        self._folder: Path | None = None  # of files that must outlive the call that brought them
         self._numbers = itertools.count(1)
 
     async def start(self) -> None:
@@ -102,6 +102,8 @@ class Fleet:
         self._check_open()
         check_name(name, loading=self._loading, loaded=self._keepers, replace=replace)
         self._loading.add(name)
+        if self._folder is None:
+            self._folder = Path(tempfile.mkdtemp(prefix="interpret-server-"))
         folder = self._folder / str(next(self._numbers))
         try:
             source = await asyncio.to_thread(_kept, Source(name, path, manifest, samples), folder)
@@ -164,7 +166,8 @@ class Fleet:
         self._keepers.clear()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._nursery.close()
-        await asyncio.to_thread(shutil.rmtree, self._folder, True)
+        if self._folder is not None:
+            await asyncio.to_thread(shutil.rmtree, self._folder, True)
 
     def process_ids(self) -> dict[str, list[int]]:
         """Of every model's workers."""
