@@ -72,6 +72,7 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
 
     async def GetModel(self, request: pb.GetModelRequest, context: Any) -> pb.GetModelResponse:
         """What is known of one model."""
+        await self._worker.arrive(request.name)
         return pb.GetModelResponse(model=codec.from_model(self._model(request.name)))
 
     async def ListModels(

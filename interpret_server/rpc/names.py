@@ -1,9 +1,11 @@
 """The names that models answer to: their own, and those that the repository gives its versions."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import aclosing
 from dataclasses import replace as changed
 from pathlib import Path
+from typing import Any, cast
 
 from ..engine.api import Call, Event, ModelInfo, PluginInfo, Worker
 from ..errors import AlreadyExists, NotFound
@@ -25,6 +27,7 @@ class Names(Worker):
         self._worker = worker
         self._aliases: dict[str, str] = {}  # alias -> own name
         self._retiring: set[asyncio.Task[None]] = set()
+        self._expected: dict[str, Mapping[str, Callable[[], Awaitable[None]]]] = {}
 
     def plugins(self) -> tuple[PluginInfo, ...]:
         """Every plugin, by name."""
@@ -92,6 +95,29 @@ class Names(Worker):
         }
         self._aliases = {**others, **aliases}
 
+    def expect(self, model: str, names: Iterable[str], load: Callable[[], Awaitable[None]]) -> None:
+        """Have a model of the repository loaded when one of its names is first used.
+
+        Args:
+            model: `net`; what was expected of it before is forgotten.
+            names: that it is to answer to.
+            load: loads it, or raises why not.
+        """
+        self._expected[model] = dict.fromkeys(names, load)
+
+    async def arrive(self, name: str, version: str = "") -> None:
+        """Load the model that a name means, if it waits to be used first.
+
+        Raises:
+            FailedPrecondition: it cannot be loaded.
+        """
+        for wanted in (name, f"{name}@{version}" if version else name):
+            if self.holds(self.own_name(wanted)):
+                continue
+            for names in tuple(self._expected.values()):
+                if wanted in names:
+                    await names[wanted]()
+
     async def load(
         self,
         name: str,
@@ -144,7 +170,18 @@ class Names(Worker):
             await asyncio.sleep(0)  # the task takes it out of service before it waits
 
     def run(self, call: Call) -> AsyncIterator[Event]:
-        """As the worker's; the name is looked up at once."""
+        """As the worker's; the name is looked up at once, or once its model is loaded."""
+        if any(call.model in names for names in self._expected.values()):
+            return self._run_later(call)
+        return self._run_now(call)
+
+    async def _run_later(self, call: Call) -> AsyncIterator[Event]:
+        await self.arrive(call.model)
+        async with aclosing(cast(Any, self._run_now(call))) as events:
+            async for event in events:
+                yield event
+
+    def _run_now(self, call: Call) -> AsyncIterator[Event]:
         own = self.own_name(call.model)
         return self._worker.run(call if own == call.model else changed(call, model=own))
 

@@ -55,6 +55,7 @@ class OpenInferenceServicer(grpc_predict_v2_pb2_grpc.GRPCInferenceServiceService
         self, request: pb.ModelMetadataRequest, context: Any
     ) -> pb.ModelMetadataResponse:
         """The input and the outputs of a model. Raises NotFound."""
+        await self._worker.arrive(request.name, request.version)
         info = self._worker.find(request.name, request.version)
         return pb.ModelMetadataResponse(
             name=request.name,
@@ -83,6 +84,7 @@ class OpenInferenceServicer(grpc_predict_v2_pb2_grpc.GRPCInferenceServiceService
     ) -> pb.ModelInferResponse:
         """Logits and probabilities, as raw contents where the request uses those, else typed."""
         name = codec.required(request.model_name, "model_name", "a loaded model")
+        await self._worker.arrive(name, request.model_version)
         info = self._worker.find(name, request.model_version)
         wanted = inference.wanted_outputs(request, OUTPUTS)
         arrays = inference.to_arrays(request, [item.name for item in info.inputs])

@@ -4,9 +4,10 @@ import asyncio
 import logging
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
-from ..errors import InterpretError, Unavailable
+from ..errors import FailedPrecondition, InterpretError, Unavailable
 from ..models.repository import Entry, Plan, Problem, address, scan
 from .names import Names
 
@@ -21,6 +22,7 @@ class _State:
     loaded: dict[str, Entry] = field(default_factory=dict)  # by version
     refused: dict[str, Entry] = field(default_factory=dict)
     reported: tuple[Problem, ...] = ()
+    demanded: bool = False  # a call came for a model that is loaded on demand
 
 
 class Reloader:
@@ -114,6 +116,8 @@ class Reloader:
 
     def _is_due(self, plan: Plan, state: _State, version: str, again: bool) -> bool:
         entry = plan.entries[version]
+        if plan.on_demand and not state.demanded:
+            return False
         if state.loaded.get(version) == entry:
             return again and not self._names.holds(address(plan.name, version))
         return again or state.refused.get(version) != entry
@@ -135,7 +139,29 @@ class Reloader:
         _logger.info("model %s: version %s, %s", own, info.version, info.format)
         return []
 
+    async def _demand(self, name: str) -> None:
+        """Load a model that is called for the first time.
+
+        Raises:
+            FailedPrecondition: no version of it can be loaded.
+        """
+        async with self._turn:
+            state = self._states.get(name, _State())
+            if state.demanded or state.seen is None:
+                return
+            state.demanded = True
+            sentences = await self._follow(state.seen, state, again=False)
+            if not state.loaded:
+                state.demanded = False
+                state.refused.clear()
+                self._publish(state.seen)
+                raise FailedPrecondition("; ".join(sentences) or f"{name} cannot be loaded")
+
     def _publish(self, plan: Plan) -> None:
+        waiting = plan.entries if plan.on_demand and not self._states[plan.name].demanded else ()
+        addresses = [address(plan.name, version) for version in waiting]
+        expected = (*plan.names, *addresses) if addresses else ()
+        self._names.expect(plan.name, expected, partial(self._demand, plan.name))
         aliases = {}
         for name, version in plan.names.items():
             for own in (address(plan.name, version), self._names.alias(name)):

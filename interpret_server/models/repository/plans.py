@@ -8,7 +8,7 @@ from typing import NamedTuple
 from ...errors import InterpretError, NotFound
 from .entries import Entry, version_entry
 from .paths import NAME, NAME_RULE, inside, plain, version_folders
-from .serving import Serving, read_serving
+from .serving import ON_DEMAND, Serving, read_serving
 
 
 class Problem(NamedTuple):
@@ -28,6 +28,7 @@ class Plan:
         entries: those of them that can be read.
         names: the other names that are to mean a version: `net` and `net@stable` -> version.
         problems: what is wrong.
+        on_demand: the versions are loaded when one of its names is first called.
         unreadable: nothing but the problems is known; what is served is to stay.
     """
 
@@ -37,6 +38,7 @@ class Plan:
     names: Mapping[str, str] = field(default_factory=dict)
     problems: tuple[Problem, ...] = ()
     unreadable: bool = False
+    on_demand: bool = False
 
 
 def address(name: str, version: str) -> str:
@@ -104,4 +106,5 @@ def _of_versions(root: Path, name: str, versions: list[str], serving: Serving) -
             served = ", ".join(wanted) or "none"
             message = f"{origin}: version {version!r} is not served; served are {served}"
             problems.append(Problem(alias, message))
-    return Plan(name, wanted, entries, names, tuple(problems))
+    on_demand = serving.load == ON_DEMAND
+    return Plan(name, wanted, entries, names, tuple(problems), on_demand=on_demand)

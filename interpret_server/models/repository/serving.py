@@ -11,6 +11,7 @@ from ...errors import InvalidRequest, Violation
 from .paths import NAME, NAME_RULE, VERSIONS, read_text
 
 LATEST, ALL = "latest", "all"
+AT_START, ON_DEMAND = "at_start", "on_demand"
 _BYTES = 1 << 20
 
 
@@ -26,6 +27,17 @@ class Serving(BaseModel):
         None, description="The version that the bare name means; the newest one that is served."
     )
     labels: dict[str, str] = Field({}, description="Other names of versions: label -> version.")
+
+    load: str = Field(
+        AT_START, description='"at_start", or "on_demand": when the model is first called.'
+    )
+
+    @field_validator("load", mode="before")
+    @classmethod
+    def _known_time(cls, value: Any) -> Any:
+        if value not in (AT_START, ON_DEMAND):
+            raise ValueError(f'give "{AT_START}" or "{ON_DEMAND}"')
+        return value
 
     @field_validator("serve", mode="before")
     @classmethod
@@ -91,5 +103,5 @@ def read_serving(root: Path, name: str) -> Serving:
 def _violation(item: Any) -> Violation:
     field = f"versions.{item['loc'][0]}"
     if item["type"] == "extra_forbidden":
-        return Violation(field, "no such field; there are serve, default and labels")
+        return Violation(field, "no such field; there are serve, default, labels and load")
     return Violation(field, item["msg"].removeprefix("Value error, "))
