@@ -13,7 +13,10 @@ import interpret_client
 
 from ._networks import Network
 
-MODES: Mapping[str, tuple[str, ...]] = {"trusted": ()}  # how models run -> flags of `serve`
+MODES: Mapping[str, tuple[str, ...]] = {  # how models run -> flags of `serve`
+    "workers": (),
+    "trusted": ("--trust-models",),
+}
 _START_SECONDS = 120.0
 
 
