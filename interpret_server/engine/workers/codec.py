@@ -37,15 +37,8 @@ from .blocks import (
     encode_arrays,
     encode_files,
 )
-from .blocks import Writer as Writer
 from .channel import MAX_BYTES
-from .documents import manifest_from_json as manifest_from_json
-from .documents import manifest_to_json as manifest_to_json
-from .documents import model_from_json as model_from_json
-from .documents import model_to_json as model_to_json
-from .documents import plugins_from_json as plugins_from_json
-from .documents import plugins_to_json as plugins_to_json
-from .errors import ProtocolError as ProtocolError
+from .errors import ProtocolError
 
 _MOST = MAX_BYTES - 1024  # bytes of a call or an event; what is around it takes the rest
 _MAX_SENTENCE = 4000  # characters of an error's message

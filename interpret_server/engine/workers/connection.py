@@ -18,18 +18,11 @@ from ...models.manifest import Manifest
 from ..api import Call, Event, ModelInfo, Preview, Progress, Result
 from ..mailbox import Mailbox
 from . import protocol_pb2 as pb
+from .blocks import Writer
 from .channel import Channel
-from .codec import (
-    ProtocolError,
-    Writer,
-    decode_error,
-    decode_event,
-    encode_call,
-    manifest_to_json,
-    model_from_json,
-    spans,
-    spans_bytes,
-)
+from .codec import decode_error, decode_event, encode_call, spans, spans_bytes
+from .documents import manifest_to_json, model_from_json
+from .errors import ProtocolError
 from .output import Output
 from .segments import Reader, Segment, SegmentPool
 

@@ -21,7 +21,7 @@ from ..allocator import keep_freed_memory
 from ..describe import describe_plugin
 from . import protocol_pb2 as pb
 from .channel import receive_message, send_message
-from .codec import plugins_to_json
+from .documents import plugins_to_json
 from .lifeline import end_with_parent
 
 # What loading a model imports on first use, so that no worker pays for it.

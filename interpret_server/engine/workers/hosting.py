@@ -22,16 +22,10 @@ from ..api import Call, Event, Result
 from ..failure import internal_error
 from ..local import LocalWorker
 from . import protocol_pb2 as pb
+from .blocks import Writer
 from .channel import Channel
-from .codec import (
-    Writer,
-    decode_call,
-    encode_error,
-    encode_event,
-    manifest_from_json,
-    model_to_json,
-    spans_bytes,
-)
+from .codec import decode_call, encode_error, encode_event, spans_bytes
+from .documents import manifest_from_json, model_to_json
 from .segments import Mapped
 
 _CLOSED = 0

@@ -16,8 +16,9 @@ from .. import allocator, sandbox
 from ..api import PluginInfo
 from . import protocol_pb2 as pb
 from .channel import Channel
-from .codec import ProtocolError, plugins_from_json
 from .connection import Connection
+from .documents import plugins_from_json
+from .errors import ProtocolError
 from .output import Output
 
 _logger = logging.getLogger(__name__)
