@@ -137,6 +137,7 @@ async def _worker(settings: Settings) -> "Worker":
         devices=settings.devices,
         limits=Limits(
             memory_bytes=settings.worker_memory_bytes,
+            gpu_memory_fraction=settings.gpu_memory_fraction,
             threads=settings.threads,
             max_queue=settings.max_queue,
             max_batch=settings.max_batch,

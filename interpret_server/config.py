@@ -52,6 +52,9 @@ class Settings(BaseModel):
         ge=1024,
         description="Address space of a worker on the CPU; the machine's memory if not given.",
     )
+    gpu_memory_fraction: float = Field(
+        0.0, ge=0, le=1, description="Part of a GPU's memory for each worker; 0: what is free."
+    )
     memory_budget_mb: int | None = Field(
         None,
         ge=1,

@@ -37,6 +37,7 @@ class Limits:
     Args:
         confined: run inside the sandbox.
         memory_bytes: of address space, on the CPU; None for no limit.
+        gpu_memory_fraction: of a GPU's memory; 0 for all that is free.
         threads: that compute; 0 for one per core.
         max_queue, max_batch: see `LocalWorker`.
         execution: see `models.execution.Execution`.
@@ -44,6 +45,7 @@ class Limits:
 
     confined: bool = True
     memory_bytes: int | None = None
+    gpu_memory_fraction: float = 0.0
     threads: int = 0
     max_queue: int = 256
     max_batch: int = 64
@@ -128,6 +130,7 @@ class Nursery:
             device=device,
             confined=limits.confined,
             memory_bytes=limits.memory_bytes or 0,
+            gpu_memory_fraction=limits.gpu_memory_fraction,
             threads=limits.threads or os.cpu_count() or 1,
             max_queue=limits.max_queue,
             max_batch=limits.max_batch,

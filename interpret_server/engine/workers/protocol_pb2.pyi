@@ -377,7 +377,7 @@ class Describe(_message.Message):
     def __init__(self, plugin_dirs: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Spawn(_message.Message):
-    __slots__ = ("worker", "device", "confined", "memory_bytes", "threads", "max_queue", "max_batch", "execution", "read", "nursery_pid")
+    __slots__ = ("worker", "device", "confined", "memory_bytes", "threads", "max_queue", "max_batch", "execution", "read", "gpu_memory_fraction")
     WORKER_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     CONFINED_FIELD_NUMBER: _ClassVar[int]
@@ -387,7 +387,7 @@ class Spawn(_message.Message):
     MAX_BATCH_FIELD_NUMBER: _ClassVar[int]
     EXECUTION_FIELD_NUMBER: _ClassVar[int]
     READ_FIELD_NUMBER: _ClassVar[int]
-    NURSERY_PID_FIELD_NUMBER: _ClassVar[int]
+    GPU_MEMORY_FRACTION_FIELD_NUMBER: _ClassVar[int]
     worker: int
     device: str
     confined: bool
@@ -397,8 +397,8 @@ class Spawn(_message.Message):
     max_batch: int
     execution: str
     read: _containers.RepeatedScalarFieldContainer[str]
-    nursery_pid: int
-    def __init__(self, worker: _Optional[int] = ..., device: _Optional[str] = ..., confined: bool = ..., memory_bytes: _Optional[int] = ..., threads: _Optional[int] = ..., max_queue: _Optional[int] = ..., max_batch: _Optional[int] = ..., execution: _Optional[str] = ..., read: _Optional[_Iterable[str]] = ..., nursery_pid: _Optional[int] = ...) -> None: ...
+    gpu_memory_fraction: float
+    def __init__(self, worker: _Optional[int] = ..., device: _Optional[str] = ..., confined: bool = ..., memory_bytes: _Optional[int] = ..., threads: _Optional[int] = ..., max_queue: _Optional[int] = ..., max_batch: _Optional[int] = ..., execution: _Optional[str] = ..., read: _Optional[_Iterable[str]] = ..., gpu_memory_fraction: _Optional[float] = ...) -> None: ...
 
 class Kill(_message.Message):
     __slots__ = ("worker",)
