@@ -16,9 +16,10 @@ from itertools import count
 from ...errors import Overloaded
 from . import protocol_pb2 as pb
 from .errors import ProtocolError
+from .memory import available_bytes
 
 SMALLEST = 64 * 1024  # bytes of the smallest segment
-LARGEST = 1 << 40  # bytes of the largest one that can be asked for
+_LARGE = 1 << 20  # bytes above which is asked how much memory is left
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 _POPULATE_WRITE = 23  # MADV_POPULATE_WRITE, since Linux 5.14: allocates and maps at once
 _NOT_EXECUTABLE = 0x8  # MFD_NOEXEC_SEAL, since Linux 6.3
@@ -47,9 +48,15 @@ class Segment:
         self._allocated = 0
 
     def allocate(self, size: int) -> None:
-        """Have pages behind the first `size` bytes. Raises OSError where there are none."""
+        """Have pages behind the first `size` bytes.
+
+        Raises:
+            OSError: there are none.
+            MemoryError: they would take more than half of what is left.
+        """
         if size <= self._allocated:
             return
+        _check_memory(size)
         try:
             self._map.madvise(_POPULATE_WRITE, 0, size)
         except OSError as error:
@@ -99,8 +106,6 @@ class SegmentPool:
         fitting = [segment for segment in self._free.values() if segment.size >= size]
         segment = min(fitting, key=lambda item: item.size, default=None)
         try:
-            if size > LARGEST:
-                raise MemoryError
             if segment is None:
                 segment = Segment(next(self._identifiers), _rounded(size))
             segment.allocate(size)
@@ -236,6 +241,11 @@ class Mapped:
         if mapped is None:
             raise ProtocolError(f"segment {identifier} is not known")
         return mapped
+
+
+def _check_memory(size: int) -> None:
+    if size > _LARGE and (left := available_bytes()) is not None and size > left // 2:
+        raise MemoryError
 
 
 def _rounded(size: int) -> int:
