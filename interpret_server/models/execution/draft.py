@@ -19,11 +19,13 @@ class Observed:
         shape: of a tensor; None of anything else.
         dtype: of a tensor.
         plain: it holds no tensor: a size, say.
+        device: the kind of a tensor's device, such as `cpu`.
     """
 
     shape: tuple[int, ...] | None = None
     dtype: torch.dtype | None = None
     plain: bool = False
+    device: str = ""
 
 
 class _Observer(fx.Interpreter):
@@ -34,7 +36,7 @@ class _Observer(fx.Interpreter):
     def run_node(self, n: fx.Node) -> object:
         value: object = super().run_node(n)
         if isinstance(value, Tensor):
-            self.found[n.name] = Observed(tuple(value.shape), value.dtype)
+            self.found[n.name] = Observed(tuple(value.shape), value.dtype, device=value.device.type)
         else:
             held = tree_leaves(value)
             self.found[n.name] = Observed(plain=not any(isinstance(x, Tensor) for x in held))

@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 
 from ..batching import InGroups, RowsAtOnce
+from .attention import fuse_attention
 from .draft import Draft, Observed, graph_of, observe, writes
 from .folding import fold, is_norm
 from .layout import channels_last
+from .pieces import cut_at_once
 from .tidying import call_directly, drop_identities, pool_vectorised, work_in_place
 
 _log = logging.getLogger(__name__)
@@ -121,6 +123,9 @@ class Plans:
 
     def _rewrite(self, draft: Draft) -> None:
         drop_identities(draft)
+        cut_at_once(draft)
+        if self.execution is not Execution.EXACT and not isinstance(self.body, RowsAtOnce):
+            fuse_attention(draft)
         if self.execution is not Execution.EXACT:
             last = torch.channels_last if self._channels_last else torch.contiguous_format
             fold(draft, last)

@@ -38,6 +38,8 @@ _BOUND: dict[Any, Callable[..., Any]] = {
     _aten.squeeze.dim: torch.squeeze,
     _aten.select.int: torch.select,
     _aten.cat.default: torch.cat,
+    _aten.unbind.int: torch.unbind,
+    _aten.expand.default: Tensor.expand,
     _aten.stack.default: torch.stack,
     _aten.mean.dim: torch.mean,
     _aten.sum.dim_IntList: torch.sum,

@@ -147,7 +147,10 @@ def split(call: Call, x: Value, sizes: Maybe = None) -> Output:
 
 def expand_to(x: Tensor, sizes: Sequence[int]) -> Tensor:
     """`x` broadcast against a shape."""
-    return x.expand(torch.broadcast_shapes(x.shape, tuple(sizes)))  # type: ignore[no-untyped-call]
+    rank = max(x.dim(), len(sizes))
+    own = (*(1,) * (rank - x.dim()), *x.shape)
+    wanted = (*(1,) * (rank - len(sizes)), *sizes)
+    return x.expand([a if b == 1 else b for a, b in zip(own, wanted, strict=True)])
 
 
 @operator("Expand")
