@@ -35,7 +35,7 @@ def _wrong_size(request: Request) -> InterpretError | None:
 
 
 def _failure(request: Request) -> InterpretError | None:
-    classifier, size = request.served.classifier, request.served.max_batch
+    classifier, size = request.served.classifier, request.max_rows
     for start in range(0, len(request.batch), size):
         try:
             leaf = take(request.batch, slice(start, start + size), classifier).inputs.detach()

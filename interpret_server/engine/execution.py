@@ -13,12 +13,18 @@ from ..plugin import Batch, Rows, result_tensors
 from ..registry import AnyPlugin
 from .blame import blame
 from .failure import internal_error, logger
+from .group import Group, Settlement
 from .job import EngineJob, spans
 from .member import Member, Outcome, why_nobody_waits
 from .request import Request, join, take
-from .schedule import Group, Settlement
 
-_NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
+_NO_MEMORY = (
+    "out of memory",
+    "not enough memory",
+    "can't allocate memory",
+    "bad_alloc",
+    "alloc_failed",  # of cuBLAS and cuDNN
+)
 
 
 def execute(group: Group) -> Iterator[Settlement]:
@@ -40,6 +46,7 @@ def execute(group: Group) -> Iterator[Settlement]:
         yield from outcomes
         return
     for member in live:
+        group.offer()
         yield from _attempt(group, [member], alone=True) or ()
 
 
@@ -55,7 +62,10 @@ def _attempt(group: Group, members: list[Member], *, alone: bool) -> list[Settle
             return [(member, error) for member in members]
     except Exception as error:
         if alone:
-            refusal = blame(request) or internal_error(error, what)
+            if _out_of_memory(error):
+                refusal: InterpretError = _no_memory(request, request.rows)
+            else:
+                refusal = blame(request) or internal_error(error, what)
             return [(member, refusal) for member in members]
         logger.warning(
             "%s failed for %d calls at once; each is run alone", what, len(members), exc_info=True
@@ -65,57 +75,72 @@ def _attempt(group: Group, members: list[Member], *, alone: bool) -> list[Settle
 
 def _run(group: Group, members: list[Member]) -> list[Settlement]:
     request = members[0].request
-    classifier = request.served.classifier
-    job = EngineJob(members, group.offer)
+    sizes, whole = request.served.sizes, request.plugin.rows is Rows.GROUP
+    job = EngineJob(members, group.offer, group.held)
     batch = join([member.request.batch for member in members])
     unknown = torch.tensor([m.request.predict for m in members for _ in range(m.request.rows)])
     predicted = torch.full((len(batch),), -1)
     parts: list[dict[str, Tensor]] = []
-    limit, largest, start = request.served.max_batch, 0, 0
-    if request.plugin.rows is Rows.GROUP:
-        limit = len(batch)
+    chunks: list[range] = []
+    start = 0
     while start < len(batch):
-        size = min(limit, len(batch) - start)
-        chunk = slice(start, start + size)
-        job.begin_chunk(range(start, start + size), -(-(len(batch) - start) // size))
-        part = _within_memory(
-            request, take(batch, chunk, classifier), unknown[chunk], predicted[chunk], job
-        )
+        left = len(batch) - start
+        rows = range(start, start + (left if whole else min(left, request.max_rows)))
+        job.begin_chunk(rows, -(-left // len(rows)))
+        part = _within_memory(request, batch, rows, unknown, predicted, job)
         if part is None:
-            if size == 1 or request.plugin.rows is Rows.GROUP:
-                raise Overloaded(
-                    f"inputs: {request.plugin.name} ran out of memory on {size} rows; "
-                    "send fewer or smaller rows, or try again later"
-                )
-            limit = max(1, size // 2)
+            if len(rows) == 1 or whole:
+                raise _no_memory(request, len(rows))
+            sizes.ran_out(request.kind, len(rows))
             continue
         parts.append(part)
-        start, largest = start + size, max(largest, size)
-        job.end_chunk()
+        chunks.append(rows)
+        start = rows.stop
+        longest = job.end_chunk()
+        if not whole:
+            sizes.ran(request.kind, len(rows), longest)
     tensors = {
         name: parts[0][name] if len(parts) == 1 else torch.cat([part[name] for part in parts])
         for name in parts[0]
     }
     return [
-        (member, _outcome(group, member, rows, job, tensors, predicted, largest))
+        (member, _outcome(group, member, rows, job, tensors, predicted, chunks))
         for member, rows in spans(members)
     ]
 
 
 def _within_memory(
-    request: Request, batch: Batch, unknown: Tensor, predicted: Tensor, job: EngineJob
+    request: Request,
+    batch: Batch,
+    rows: range,
+    unknown: Tensor,
+    predicted: Tensor,
+    job: EngineJob,
 ) -> dict[str, Tensor] | None:
     """The result of some rows, or None where they do not fit into the memory."""
+    classifier, part = request.served.classifier, slice(rows.start, rows.stop)
     try:
-        return _compute(request, batch, unknown, predicted, job)
-    except (torch.OutOfMemoryError, MemoryError):
-        pass
-    except RuntimeError as error:
-        if not any(words in str(error).lower() for words in _NO_MEMORY):
+        return _compute(request, take(batch, part, classifier), unknown[part], predicted[part], job)
+    except Exception as error:
+        if not _out_of_memory(error):
             raise
-    if request.served.classifier.device.type == "cuda":
+    if classifier.device.type == "cuda":
         torch.cuda.empty_cache()
     return None
+
+
+def _out_of_memory(error: Exception) -> bool:
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(words in text for words in _NO_MEMORY)
+
+
+def _no_memory(request: Request, rows: int) -> Overloaded:
+    return Overloaded(
+        f"inputs: {request.plugin.name} ran out of memory on {rows} rows; "
+        "send fewer or smaller rows, or try again later"
+    )
 
 
 def _compute(
@@ -159,7 +184,7 @@ def _outcome(
     job: EngineJob,
     tensors: Mapping[str, Tensor],
     predicted: Tensor,
-    batch_rows: int,
+    chunks: list[range],
 ) -> Outcome:
     part = slice(rows.start, rows.stop)
     held = group.held()
@@ -169,5 +194,7 @@ def _outcome(
         warnings=job.warnings(rows),
         queue_seconds=max(0.0, time.monotonic() - member.submitted - held),
         run_seconds=held,
-        batch_rows=batch_rows,
+        batch_rows=max(
+            len(chunk) for chunk in chunks if chunk.start < rows.stop and rows.start < chunk.stop
+        ),
     )

@@ -32,12 +32,15 @@ class EngineJob(Job):
     Args:
         members: the callers, in the order of their rows.
         offer: passes the device to others that wait and returns when it is this job's turn again.
+        held: seconds for which this job has had the device.
     """
 
-    def __init__(self, members: Sequence[Member], offer: Callable[[], None]) -> None:
+    def __init__(
+        self, members: Sequence[Member], offer: Callable[[], None], held: Callable[[], float]
+    ) -> None:
         self._members = list(members)
         self._spans = spans(members)
-        self._offer = offer
+        self._offer, self._held = offer, held
         self._viewers = [span for span in self._spans if span[0].request.call.previews]
         self._warnings: list[tuple[str, range | Sequence[int]]] = []
         self._fresh: list[tuple[str, Sequence[int]]] = []
@@ -49,6 +52,7 @@ class EngineJob(Job):
         self._due = False  # a loop ended without offering the device
         self._rows = range(0)
         self._chunks_left = 1
+        self._begun = self._longest = 0.0  # of this chunk's steps
         self._reported = self._previewed = float("-inf")
 
     def begin_chunk(self, rows: range, chunks_left: int) -> None:
@@ -56,13 +60,20 @@ class EngineJob(Job):
         self._rows, self._chunks_left = rows, chunks_left
         self._finished = self._current = self._total = self._depth = 0
         self._fresh = []
+        self._begun, self._longest = self._held(), 0.0
 
-    def end_chunk(self) -> None:
-        """Keep what the chunk said, and offer the device if more chunks follow."""
+    def end_chunk(self) -> float:
+        """Keep what the chunk said, and offer the device if more chunks follow.
+
+        Returns the seconds of the chunk's longest step.
+        """
+        self._end_step()
+        longest = self._longest
         self._earlier += self._total
         self._warnings += self._fresh
         if self._chunks_left > 1:
             self.boundary()
+        return longest
 
     def track(self, total: int) -> Iterator[int]:
         outer = self._depth == 0  # a loop within a loop is observed, but not counted
@@ -94,6 +105,7 @@ class EngineJob(Job):
     def boundary(self) -> None:
         """Let others have the device, and stop if nobody waits for this job any more."""
         self._due = False
+        self._end_step()
         self._observe()
         self._offer()
         self._observe()
@@ -141,6 +153,10 @@ class EngineJob(Job):
         progress = Progress(*self._position(done))
         for member in self._members:
             member.mailbox.progress(progress)
+
+    def _end_step(self) -> None:
+        held = self._held()
+        self._begun, self._longest = held, max(self._longest, held - self._begun)
 
     def _observe(self) -> None:
         if not any(member.waiting() for member in self._members):

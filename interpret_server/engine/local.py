@@ -26,6 +26,7 @@ from .decode import decode, decoded_bytes
 from .describe import describe_classifier, describe_plugin
 from .execution import execute
 from .failure import bare, internal_error
+from .group import Pulse
 from .mailbox import Mailbox
 from .member import Member, Outcome
 from .naming import check_name, no_model
@@ -35,7 +36,8 @@ from .primitives import primitives
 from .release import release
 from .request import Request, Served
 from .results import assemble, draw_preview
-from .schedule import Pulse, Scheduler
+from .schedule import MAX_QUEUE_BYTES, Scheduler
+from .sizes import MAX_STEP_SECONDS
 
 INLINE_BYTES = 256 * 1024  # work on more than this leaves the event loop
 _JOIN_SECONDS = 1.0
@@ -63,8 +65,10 @@ class LocalWorker:
     Args:
         registry: the plugins.
         device: `cpu`, `cuda:0`, ...; `auto` for the first CUDA device, else the CPU.
-        max_queue: most calls that may wait for the device; more are refused with `Overloaded`.
+        max_queue: most calls that may wait to be started; more are refused with `Overloaded`.
+        max_queue_bytes: most bytes of their inputs.
         max_batch: most rows in one forward pass, where the manifest names no limit.
+        max_step: seconds after which others should have the device; larger batches are split.
         loader: `(name, path, manifest, *, device, default_max_batch)`, and `samples` where there
             are any, to an object with `classifier` and `info`; by default that of
             `interpret_server.models.loading`.
@@ -76,11 +80,13 @@ class LocalWorker:
         *,
         device: str = "auto",
         max_queue: int = 256,
+        max_queue_bytes: int = MAX_QUEUE_BYTES,
         max_batch: int = 64,
+        max_step: float = MAX_STEP_SECONDS,
         loader: Loader | None = None,
     ) -> None:
         self._device = _resolve(device)
-        self._max_batch = max_batch
+        self._max_batch, self._max_step = max_batch, max_step
         self._loader = loader
         self._plugins = {item.plugin.name: item for item in registry}
         self._infos = tuple(describe_plugin(item) for item in registry)
@@ -89,7 +95,7 @@ class LocalWorker:
         self._lent: set[str] = set()  # names of classifiers that are the caller's own
         self._loading: set[str] = set()
         self._releases: set[asyncio.Task[None]] = set()
-        self._scheduler = Scheduler(execute, max_queue=max_queue)
+        self._scheduler = Scheduler(execute, max_queue=max_queue, max_queue_bytes=max_queue_bytes)
         self._helpers = ThreadPoolExecutor(2, thread_name_prefix="interpret-helper")
         self._loaders = ThreadPoolExecutor(2, thread_name_prefix="interpret-load")
         self._calls = Occupancy()
@@ -112,7 +118,7 @@ class LocalWorker:
         check_name(name, loading=self._loading, loaded=self._served, replace=False)
         if info is None:
             info = describe_classifier(name, classifier, self._max_batch)
-        self._served[name] = Served(classifier, info)
+        self._served[name] = Served(classifier, info, self._max_step)
         self._lent.add(name)
         return info
 
@@ -148,7 +154,7 @@ class LocalWorker:
         self._check_open()
         if name in self._served:
             self._release(name)
-        self._served[name] = Served(loaded.classifier, loaded.info)
+        self._served[name] = Served(loaded.classifier, loaded.info, self._max_step)
         return loaded.info
 
     async def unload(self, name: str) -> None:

@@ -21,7 +21,7 @@ class Outcome:
         predicted: the classes that were aimed at, where the call named no target.
         warnings: about rows of this call.
         queue_seconds, run_seconds: waiting for the device and holding it.
-        batch_rows: rows of the largest batch in which the call ran.
+        batch_rows: rows of the largest batch in which rows of the call ran.
     """
 
     tensors: Mapping[str, Tensor]

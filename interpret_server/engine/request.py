@@ -11,15 +11,25 @@ from ..plugin import Batch, Rows
 from ..registry import AnyPlugin, Registration
 from .api import Call, ModelInfo
 from .occupancy import Occupancy
+from .sizes import MAX_STEP_SECONDS, BatchSizes
 
 
 @dataclass(eq=False)
 class Served:
-    """A loaded model, and the calls that hold it."""
+    """A loaded model, the calls that hold it, and what its batches have shown.
+
+    Args:
+        max_step: seconds that a step of a batch should take at most.
+    """
 
     classifier: Classifier
     info: ModelInfo
+    max_step: float = MAX_STEP_SECONDS
     users: Occupancy = field(default_factory=Occupancy)
+    sizes: BatchSizes = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.sizes = BatchSizes(self.max_batch, self.max_step)
 
     @property
     def max_batch(self) -> int:
@@ -51,9 +61,14 @@ class Request:
     batch: Batch
     predict: bool
     key: Hashable = field(init=False)
+    nbytes: int = field(init=False)  # of inputs, auxiliary tensors and directions
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "key", self._key())
+        direction = self.batch.targets.direction
+        tensors = [self.batch.inputs, *self.batch.tensors.values()]
+        tensors += [] if direction is None else [direction]
+        object.__setattr__(self, "nbytes", sum(tensor.nbytes for tensor in tensors))
 
     @property
     def plugin(self) -> AnyPlugin:
@@ -64,6 +79,16 @@ class Request:
     def rows(self) -> int:
         """How many examples."""
         return len(self.batch)
+
+    @property
+    def kind(self) -> Hashable:
+        """What `BatchSizes` tells apart."""
+        return self.plugin.name, tuple(self.batch.inputs.shape[1:])
+
+    @property
+    def max_rows(self) -> int:
+        """Most rows that should run at once, as far as is known."""
+        return self.served.sizes.rows(self.kind)
 
     def _key(self) -> Hashable:
         if self.plugin.rows is Rows.GROUP:

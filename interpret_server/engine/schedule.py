@@ -1,96 +1,28 @@
 """Who has the device: alike calls merge into groups, and groups take turns at step boundaries.
 
-One group computes at a time. At every step of `Job.track` the running group offers the device,
-and the groups that wait, new ones included, each get it for one step before it comes back.
+One group computes at a time. At every step of `Job.track` the running group offers the device;
+`turns` says which of the groups that wait, itself included, has it next.
 """
 
 import threading
-import time
-from collections import deque
 from collections.abc import Callable, Hashable, Iterable
-from dataclasses import dataclass
+from contextlib import ExitStack
 from functools import partial
 
 import torch
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from ..errors import InterpretError, Overloaded, Unavailable
-from ..plugin import Rows
+from .admission import Admission
 from .failure import internal_error
-from .isolation import Isolation
-from .member import Member, Outcome
+from .group import Group, Pulse, Settlement
+from .member import Member
 from .threads import ThreadPool
+from .turns import Turns
 
-MAX_STARTED = 32  # groups that may be between their first and last step
-_SMOOTHING = 0.2  # weight of the newest run in the estimate of a run's time
+MAX_STARTED = 32  # groups of several steps that may be between their first and their last
+MAX_QUEUE_BYTES = 1 << 30
 
-
-@dataclass(frozen=True)
-class Pulse:
-    """What a watchdog asks.
-
-    Args:
-        busy_seconds: how long the step that runs now has taken so far; 0.0 where none runs.
-        wanted: whether any caller still waits for that step.
-    """
-
-    busy_seconds: float = 0.0
-    wanted: bool = False
-
-
-class Group:
-    """Alike calls that run as one batch."""
-
-    def __init__(self, member: Member, offer: Callable[["Group"], None]) -> None:
-        request = member.request
-        self.key: Hashable = request.key
-        self.members = [member]
-        self.limit = 0 if request.plugin.rows is Rows.GROUP else request.served.max_batch
-        self.started = False
-        self.resume = threading.Semaphore(0)
-        self.isolation = Isolation(request.served.classifier.device)
-        self._offer = offer
-        self._held = 0.0
-        self._taken: float | None = None
-        self._stepped = 0.0
-
-    @property
-    def rows(self) -> int:
-        """Rows of all its calls."""
-        return sum(member.request.rows for member in self.members)
-
-    def waiting(self) -> int:
-        """How many of its callers still wait."""
-        return sum(member.waiting() for member in self.members)
-
-    def has_room(self, member: Member) -> bool:
-        """Whether a call's rows still fit into the batch."""
-        return self.rows + member.request.rows <= self.limit
-
-    def offer(self) -> None:
-        """Let the groups that wait have the device; returns when it is this group's again."""
-        self._stepped = time.monotonic()
-        self._offer(self)
-
-    def take(self) -> None:
-        """Start the clock of holding the device."""
-        self._taken = self._stepped = time.monotonic()
-
-    def pulse(self) -> Pulse:
-        """How long the step that runs now has taken, and whether anybody waits for it."""
-        return Pulse(time.monotonic() - self._stepped, any(m.waiting() for m in self.members))
-
-    def give(self) -> None:
-        """Stop that clock."""
-        self._held, self._taken = self.held(), None
-
-    def held(self) -> float:
-        """Seconds for which the group has held the device."""
-        running = 0.0 if self._taken is None else time.monotonic() - self._taken
-        return self._held + running
-
-
-Settlement = tuple[Member, Outcome | InterpretError]
 Execute = Callable[[Group], Iterable[Settlement]]
 
 
@@ -99,60 +31,71 @@ class Scheduler:
 
     Args:
         execute: computes a started group in its own thread; it never raises.
-        max_queue: most calls that may wait for the device.
+        max_queue: most calls that may wait to be started.
+        max_queue_bytes: most bytes of their inputs.
     """
 
-    def __init__(self, execute: Execute, *, max_queue: int) -> None:
+    def __init__(
+        self, execute: Execute, *, max_queue: int, max_queue_bytes: int = MAX_QUEUE_BYTES
+    ) -> None:
         self._execute = execute
-        self._max_queue = max_queue
         self._lock = threading.Lock()
         self._pool = ThreadPool("interpret-device")
-        self._ready: deque[Group] = deque()  # waiting for a turn, the first one or the next
+        self._admission = Admission(max_queue, max_queue_bytes)
+        self._ready = Turns()  # groups that wait for a turn, the first one or the next
         self._open: dict[Hashable, Group] = {}  # groups that calls may still join
+        self._queued: dict[Member, Group] = {}  # calls that have not started
         self._alive: set[Group] = set()
         self._holder: Group | None = None
         self._started = 0
-        self._run_seconds = 0.05
+        self._stepwise: set[str] = set()  # plugins whose last run took several steps
         self._closed = False
 
     def submit(self, member: Member) -> None:
         """Queue a call. Never blocks.
 
         Raises:
-            Overloaded: too many calls wait.
+            Overloaded: too much waits.
             Unavailable: the scheduler is closed.
         """
+        request = member.request
         with self._lock:
             if self._closed:
                 raise Unavailable("the server is shutting down")
-            waiting = sum(group.waiting() for group in self._ready)
-            if self._holder is not None and waiting >= self._max_queue:
-                raise Overloaded(
-                    f"{waiting} calls are waiting already; try again later",
-                    retry_after=min(10.0, max(0.05, self._run_seconds)),
-                )
-            group = self._open.get(member.request.key)
+            if (holder := self._holder) is not None:
+                self._admission.enter(request.call.client, request.nbytes)
+                if not self._ready:  # while it was alone it paid for nothing
+                    self._ready.shares.charge(holder.clients, holder.bill(steps_only=True))
+                    self._ready.shares.advance(holder.clients)
+            self._ready.shares.enter(request.call.client)
+            group = self._open.get(request.key)
             if group is not None and group.has_room(member):
-                group.members.append(member)
+                self._queued[member] = group
+                group.join(member)
+                self._ready.update(group)
                 return
-            group = Group(member, self._offer)
-            self._open[group.key] = group
+            group = Group(member, self._offer, queued=holder is not None)
+            self._queued[member] = self._open[group.key] = group
             self._alive.add(group)
-            self._ready.append(group)
-            if self._holder is None:
+            self._ready.add(group)
+            if holder is None:
                 self._pass_turn()
 
     def abandon(self, member: Member) -> None:
         """Forget a call whose caller has gone; a queued one is never run."""
         member.cancelled = True
         with self._lock:
-            for group in self._ready:
-                if not group.started and member in group.members:
-                    group.members.remove(member)
-                    if not group.members:
-                        self._ready.remove(group)
-                        self._forget(group)
-                    return
+            group = self._queued.get(member)
+            if group is None:
+                return
+            self._dequeue(group, member)
+            if len(group.members) == 1:
+                self._ready.remove(group)
+                self._forget(group)
+            else:
+                group.leave(member)
+                self._ready.update(group)
+                self._ready.shares.leave(member.request.call.client)
 
     def close(self, reason: InterpretError) -> None:
         """Refuse new calls and end every admitted one with `reason`; plugins stop at a step."""
@@ -163,6 +106,7 @@ class Scheduler:
                     member.settle(reason)
                 if not group.started:
                     self._ready.remove(group)
+                    self._dequeue(group, *group.members)
                     self._forget(group)
         self._pool.close()
 
@@ -178,11 +122,18 @@ class Scheduler:
     def _offer(self, group: Group) -> None:
         if not self._ready:  # a stale answer costs at most one step
             return
-        with group.isolation.suspended():
+        with ExitStack() as stack:
             with self._lock:
+                self._stepwise.add(group.plugin)
+                self._ready.shares.charge(group.clients, group.bill())
+                self._ready.add(group)
+                following = self._ready.take(self._may_start)
+                if following is None or following is group:
+                    return
+                stack.enter_context(group.isolation.suspended())
                 group.give()
-                self._ready.append(group)
-                self._pass_turn()
+                if not self._hand(following):
+                    self._pass_turn()
             group.resume.acquire()
 
     def _pass_turn(self, *, keep: bool = False) -> Group | None:
@@ -192,32 +143,45 @@ class Scheduler:
         thread would bring a second team, and more threads than cores make every region wait.
         """
         self._holder = None
-        while (group := self._next()) is not None:
-            self._ready.remove(group)
-            self._holder = group
-            group.take()
-            if group.started:
-                group.resume.release()
-                return None
-            group.started = True
-            self._started += 1
-            self._close_to_others(group)
-            if keep:
+        while (group := self._ready.take(self._may_start)) is not None:
+            if keep and not group.started:
+                self._begin(group)
                 return group
-            try:
-                self._pool.run(partial(self._run, group))
+            if self._hand(group):
                 return None
-            except RuntimeError:  # the system gives no more threads
-                for member in group.members:
-                    member.settle(Overloaded("the server has no thread left; try again later"))
-                self._holder = None
-                self._started -= 1
-                self._forget(group)
         return None
 
-    def _next(self) -> Group | None:
-        room = self._started < MAX_STARTED
-        return next((group for group in self._ready if group.started or room), None)
+    def _hand(self, group: Group) -> bool:
+        """Give the device to a group; False where the system gives no thread to start it in."""
+        if group.started:
+            self._holder = group
+            group.take()
+            group.resume.release()
+            return True
+        self._begin(group)
+        try:
+            self._pool.run(partial(self._run, group))
+        except RuntimeError:
+            for member in group.members:
+                member.settle(Overloaded("the server has no thread left; try again later"))
+            self._holder = None
+            self._started -= 1
+            self._forget(group)
+            return False
+        return True
+
+    def _begin(self, group: Group) -> None:
+        self._holder = group
+        group.take()
+        group.started = True
+        self._started += 1
+        self._close_to_others(group)
+        if group.queued:
+            self._admission.started(len(group.members))
+        self._dequeue(group, *group.members)
+
+    def _may_start(self, group: Group) -> bool:
+        return self._started < MAX_STARTED or group.plugin not in self._stepwise
 
     def _run(self, group: Group) -> bool:
         """Run a group, then those that start next; False if plugins left this thread unclean."""
@@ -237,14 +201,22 @@ class Scheduler:
             settlements.extend((member, failure) for member in group.members)
         clean = torch.is_grad_enabled() and not _get_current_dispatch_mode_stack()
         with self._lock:
+            self._ready.shares.charge(group.clients, group.bill())
             group.give()
-            self._run_seconds += _SMOOTHING * (group.held() - self._run_seconds)
+            if not group.steps:
+                self._stepwise.discard(group.plugin)
             self._started -= 1
             self._forget(group)
             following = self._pass_turn(keep=clean)
         for member, outcome in settlements:
             member.settle(outcome)
         return clean, following
+
+    def _dequeue(self, group: Group, *members: Member) -> None:
+        for member in members:
+            del self._queued[member]
+            if group.queued:
+                self._admission.leave(member.request.call.client, member.request.nbytes)
 
     def _close_to_others(self, group: Group) -> None:
         if self._open.get(group.key) is group:
@@ -253,3 +225,5 @@ class Scheduler:
     def _forget(self, group: Group) -> None:
         self._close_to_others(group)
         self._alive.discard(group)
+        for member in group.members:
+            self._ready.shares.leave(member.request.call.client)

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -204,6 +205,7 @@ async def serving(
     registry = Registry()
     for plugin in plugins:
         registry.add(plugin, "tests")
+    options = {"max_step": math.inf, **options}  # a test that stalls must not change batches
     worker = LocalWorker(registry, device="cpu", **options)
     worker.add("net", model or linear())
     try:

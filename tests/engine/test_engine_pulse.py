@@ -7,7 +7,7 @@ import time
 
 from engine_fakes import Act, Walk, calling, queued, result, rows, serving, until
 
-from interpret_server.engine.schedule import Pulse
+from interpret_server.engine.group import Pulse
 
 IDLE = Pulse(0.0, False)
 
