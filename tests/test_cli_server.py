@@ -1,5 +1,6 @@
 """`interpret-server` as users start it: a process of its own."""
 
+import logging
 import os
 import signal
 import socket
@@ -23,6 +24,7 @@ from interpret_api.v1.interpret_service_pb2_grpc import InterpretServiceStub
 from interpret_api.v1.model_service_pb2_grpc import ModelServiceStub
 from interpret_server import __version__
 from interpret_server.cli import main
+from interpret_server.engine import sandbox
 
 COMMAND = [sys.executable, "-m", "interpret_server"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -105,10 +107,12 @@ def request(**fields: object) -> runs.RunRequest:
     return runs.RunRequest(**{"model": "net", "plugin": "pause", "inputs": inputs, **fields})
 
 
+@pytest.mark.parametrize("trust", [(), ("--trust-models",)], ids=["workers", "trusted"])
 def test_a_server_starts_serves_its_repository_and_drains_on_sigterm(
-    repository: Path, plugin_dir: Path, tmp_path: Path
+    repository: Path, plugin_dir: Path, tmp_path: Path, trust: tuple[str, ...]
 ) -> None:
-    options = [f"--model-repository={repository}", f"--plugin-dir={plugin_dir}", "--device=cpu"]
+    folders = [f"--model-repository={repository}", f"--plugin-dir={plugin_dir}"]
+    options = [*folders, "--device=cpu", *trust]
     with serving(tmp_path, *options) as (process, address, log):
         assert process.stdout is not None
         assert process.stdout.readline() == f"serving at {address}\n"
@@ -235,6 +239,17 @@ def test_a_bad_setting_stops_the_start_up(tmp_path: Path) -> None:
     assert "max_queue: " in serve_here("--max-queue=0")
     assert "model_repository: " in serve_here("--model-repository=/nowhere/at/all")
     assert "cannot be read" in serve_here(f"--config={tmp_path / 'nowhere'}")
+
+
+def test_an_incomplete_sandbox_is_told_and_refused_where_it_is_required(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(sandbox, "missing", lambda: ("Landlock is missing.",))
+    assert "require_sandbox: Landlock is missing." in serve_here("--require-sandbox")
+    assert "trust_models: there is no sandbox" in serve_here("--require-sandbox", "--trust-models")
+    with caplog.at_level(logging.WARNING):
+        serve_here(f"--plugin-dir={tmp_path / 'nowhere'}")
+    assert "the sandbox is incomplete: Landlock is missing." in caplog.text
 
 
 def test_a_missing_plugin_folder_stops_the_start_up(tmp_path: Path) -> None:
