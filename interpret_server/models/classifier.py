@@ -185,12 +185,21 @@ class Classifier:
         return self._plans
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Logits `(N, K)` of inputs `(N, *input_shape)`; differentiable."""
+        """Logits `(N, K)` of inputs `(N, *input_shape)`; differentiable.
+
+        Raises:
+            RuntimeError: the network does not run on these, or gives something of another shape.
+        """
         module, plans = self.module, self._current()
         if plans.hooked:
             logits: Tensor = module(x)
         else:
             logits = module.head(plans.output(self._example).forward(module.normalise(x)))
+        if logits.shape != (len(x), self.classes):
+            raise RuntimeError(
+                f"it gives logits of shape {list(logits.shape)} for {len(x)} rows, and not "
+                f"{self.classes} for each"
+            )
         return logits
 
     def withhold(self, capability: Capability, why: str) -> None:

@@ -229,7 +229,11 @@ async def _try(job: Job, pipe: IO[str]) -> None:
     info = await step("load", worker.load("net", Path(job.path), manifest))
     if info is None or not job.calls:
         return
-    _say(pipe, steady="deterministic" in info.capabilities, told=f"{info.notes} {info.labels}")
+    _say(
+        pipe,
+        steady="deterministic" in info.capabilities,
+        told=" ".join((*info.notes, *info.labels)),
+    )
     before = torch.get_rng_state(), torch.get_num_threads(), torch.is_grad_enabled()
     for name in INPUTS:
         await step(name, _call(worker, name))

@@ -20,6 +20,7 @@ from .kinds import HostileFile
 
 Contents = dict[str, bytes]
 Document = dict[str, Any]
+MANY_NODES = 150_000
 
 
 class Net(nn.Module):
@@ -113,13 +114,9 @@ def _names(document: Document, bait: Bait) -> None:
     document.update(json.loads(rest))
 
 
-def _nodes(count: int) -> Callable[[Document, Bait], None]:
-    def change(document: Document, bait: Bait) -> None:
-        graph = document["graph_module"]["graph"]
-        last = graph["nodes"][-1] | {"metadata": {}}
-        graph["nodes"] += [last] * count
-
-    return change
+def _many_nodes(document: Document, bait: Bait) -> None:
+    nodes = document["graph_module"]["graph"]["nodes"]
+    nodes += [nodes[-1] | {"metadata": {}}] * MANY_NODES
 
 
 def _absent_input(document: Document, bait: Bait) -> None:
@@ -156,7 +153,7 @@ DOCUMENTS: dict[str, Callable[[Document, Bait], None]] = {
     "power-as-size": _expression("9**9**9**9"),
     "nested-size": _expression("(" * 100_000 + "1" + ")" * 100_000),
     "code-as-name": _names,
-    "many-nodes": _nodes(150_000),
+    "many-nodes": _many_nodes,
     "absent-input": _absent_input,
     "itself-as-input": _itself,
     "control-characters": _control_characters,

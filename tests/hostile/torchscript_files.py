@@ -52,7 +52,7 @@ CODE: dict[str, Any] = {
 
 
 def _zip_bomb(contents: dict[str, bytes]) -> bytes:
-    contents[f"{_ROOT}/data/0"] = bytes(1 << 28)
+    contents[f"{_ROOT}/data/0"] += bytes(1 << 28)
     return _zipped(contents, zipfile.ZIP_DEFLATED)
 
 

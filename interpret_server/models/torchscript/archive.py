@@ -14,6 +14,7 @@ from .repairs import is_quantised, repair
 
 _TRAINING = "_interpret_training"  # the attribute of an opened archive that `repair` fills
 _MOST_MODULES = 100_000
+_MOST_UNPACKED = 100  # times the size of the file
 
 _UNKNOWN_OPERATOR = re.compile(r"Unknown builtin op: ([\w:]+)")
 _UNKNOWN_CLASS = re.compile(r"Unknown type name '([\w.]+)'|class ([\w.]+) does not exist")
@@ -91,10 +92,16 @@ def _check_format(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as file:
             names = {name.partition("/")[2] for name in file.namelist()}
+            unpacked = sum(entry.file_size for entry in file.infolist())
     except (zipfile.BadZipFile, OSError, ValueError) as error:
         raise InvalidModel(
             "The file is not a TorchScript archive, or is truncated; save it with torch.jit.save."
         ) from error
+    if unpacked > _MOST_UNPACKED * path.stat().st_size:
+        raise InvalidModel(
+            f"The TorchScript file unpacks to {unpacked >> 20} MiB, more than {_MOST_UNPACKED} "
+            "times its size; save it again with torch.jit.save, which packs nothing."
+        )
     if "constants.pkl" in names or "model.json" in names:
         return
     if any("serialized_exported_program" in name or name.startswith("models/") for name in names):
