@@ -58,6 +58,7 @@ class Connection:
         self.begun = 0  # calls sent so far
         self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._why = ""
+        self._dying = False  # the other end of the channel is closed
         self._pool = SegmentPool()
         self._numbers = count(1)
         self._calls: dict[int, _InFlight] = {}
@@ -73,6 +74,11 @@ class Connection:
     def calls(self) -> int:
         """How many calls it has not ended."""
         return len(self._calls)
+
+    @property
+    def usable(self) -> bool:
+        """Whether calls can be sent: the process has not ended, nor is it about to."""
+        return not (self._why or self._dying or self.lost.done())
 
     async def load(
         self, name: str, path: Path, manifest: Manifest, samples: Path | None
@@ -206,9 +212,8 @@ class Connection:
 
     def _lend(self, number: int, segment: Segment, *, for_result: bool) -> None:
         lend = pb.Lend(call=number, segment=segment.id, size=segment.size, for_result=for_result)
-        descriptors = () if segment.shared else (segment.fd,)
+        self._channel.send(pb.ToWorker(lend=lend), () if segment.shared else (segment.fd,))
         segment.shared = True
-        self._channel.send(pb.ToWorker(lend=lend), descriptors)
 
     def _receive(self, message: pb.FromWorker, descriptors: list[int]) -> None:
         for descriptor in descriptors:  # a worker has none to give
@@ -318,6 +323,7 @@ class Connection:
 
     def _hung_up(self, error: Exception | None) -> None:
         """The channel is closed; the process ends or is ended, which the nursery then tells."""
+        self._dying = True
         if not self.lost.done():
             if error is not None:
                 self._why = self._why or (

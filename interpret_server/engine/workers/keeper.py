@@ -161,10 +161,8 @@ class Keeper:
             DeadlineExceeded, Unavailable: no worker came in time.
         """
         self.used = time.monotonic()
-        if self._workers:
-            return min(self._workers.values(), key=lambda worker: worker.calls)
-        limit = time.monotonic() + self._patience.ready
-        while not self._workers:
+        limit = self.used + self._patience.ready
+        while not (usable := [item for item in self._workers.values() if item.usable]):
             self._check()
             for slot in range(len(self._devices)):
                 self._restart(slot, 0.0)
@@ -181,7 +179,7 @@ class Keeper:
                 raise Unavailable(
                     f"the worker of {self.source.name} is being started; try again"
                 ) from None
-        return min(self._workers.values(), key=lambda worker: worker.calls)
+        return min(usable, key=lambda worker: worker.calls)
 
     async def sleep(self) -> None:
         """End the workers of a model that nobody uses; the next call starts them again."""
@@ -258,9 +256,7 @@ class Keeper:
             return  # it was sent away
         del self._workers[slot]
         self._note_death()
-        if not self._quarantine and not self._closed:
-            wait = self._patience.backoff * 2 ** min(self._died - 1, 30)
-            self._restart(slot, min(wait, self._patience.longest_backoff))
+        self._restart(slot, self._pause())
 
     async def _look(self, worker: Connection) -> bool:
         """End a worker that is stuck; tells whether it computes."""
@@ -299,26 +295,29 @@ class Keeper:
             _logger.error("%s", self._quarantine)
             self._changed.set()
 
+    def _pause(self) -> float:
+        """Seconds before the next restart."""
+        patience = self._patience
+        doubled: float = patience.backoff * 2.0 ** max(0, self._died - 1)
+        return min(doubled, patience.longest_backoff)
+
     def _restart(self, slot: int, wait: float) -> None:
-        if slot in self._starting or slot in self._workers or self._closed:
+        if slot in self._starting or slot in self._workers or self._closed or self._quarantine:
             return
         task = asyncio.create_task(self._come_back(slot, wait))
         self._starting[slot] = task
         task.add_done_callback(lambda _: self._starting.pop(slot, None))
 
     async def _come_back(self, slot: int, wait: float) -> None:
-        await asyncio.sleep(wait)
-        try:
-            await self._start(slot)
-        except InterpretError as error:
-            if isinstance(error, Unavailable):
+        while not self._quarantine:
+            await asyncio.sleep(wait)
+            try:
+                await self._start(slot)
+                return
+            except Unavailable as error:
                 self._note_death()
                 _logger.warning("%s is not served for now: %s", self.source.name, error.message)
-            else:
-                self._quarantine = self._quarantine or (
-                    f"{self.source.name} could not be loaded again: {error.message}"
-                )
-            self._changed.set()
-            if not self._quarantine and not self._closed:
-                later = min(self._patience.backoff * 2**self._died, self._patience.longest_backoff)
-                asyncio.get_running_loop().call_later(later, self._restart, slot, 0.0)
+            except InterpretError as error:
+                self._quarantine = f"{self.source.name} cannot be loaded again: {error.message}"
+                self._changed.set()
+            wait = self._pause()
