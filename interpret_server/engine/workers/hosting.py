@@ -93,6 +93,7 @@ class _Host:
         )
         self._mapped = Mapped()
         self._calls: dict[int, asyncio.Task[None]] = {}
+        self._newest = 0  # call; the front end counts upwards
         self._lent: dict[int, list[int]] = {}  # call -> segments for its results
         self._needs: dict[int, asyncio.Future[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -113,6 +114,7 @@ class _Host:
     def _receive(self, message: pb.ToWorker, descriptors: list[int]) -> None:
         kind = message.WhichOneof("message")
         if kind == "run":
+            self._newest = message.run.call
             self._calls[message.run.call] = asyncio.create_task(
                 self._run(message.run.call, message.run.request)
             )
@@ -194,7 +196,8 @@ class _Host:
     def _take(self, lend: pb.Lend, descriptors: list[int]) -> None:
         if descriptors:
             self._mapped.add(lend.segment, descriptors[0], lend.size)
-        if lend.for_result:
+        over = lend.call <= self._newest and lend.call not in self._calls
+        if lend.for_result and not over:
             self._lent.setdefault(lend.call, []).append(lend.segment)
             need = self._needs.get(lend.call)
             if need is not None and not need.done():
