@@ -11,12 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .bpf import assemble, install
-from .installation import cuda, cuda_devices, installation
+from .installed import cuda, cuda_devices, installation
 from .landlock import restrict
 from .limits import give_up_privileges, set_limits
 from .numbers import NEWEST
-from .rules import rules
-from .surroundings import clear_environment, close_inherited, environment
+from .rules import refusals
+from .surroundings import (
+    clear_environment,
+    close_inherited,
+    environment,
+    settle_folders,
+)
 from .system import SandboxError, landlock_abi, machine, probe_seccomp
 
 __all__ = [
@@ -94,6 +99,7 @@ def confine(policy: Policy) -> None:
     """
     if (threads := len(os.listdir("/proc/self/task"))) != 1:
         raise SandboxError(f"The process has {threads} threads; only a single one can be confined.")
+    settle_folders()
     give_up_privileges()
     set_limits(
         memory_bytes=None if policy.devices else policy.memory_bytes,
@@ -107,7 +113,7 @@ def confine(policy: Policy) -> None:
         restrict((*installation(), *extra, *policy.read), nodes)
     here = machine()
     if here is not None and not _why_no_seccomp():
-        refused = rules(here, os.getpid(), devices=policy.devices)
+        refused = refusals(here, os.getpid(), devices=policy.devices)
         install(assemble(here, refused, NEWEST, errno.ENOSYS))
 
 

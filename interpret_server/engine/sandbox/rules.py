@@ -46,7 +46,7 @@ _HARMLESS_CONTROLS = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)
 _HARMFUL_CONTROLS = (0x5412, 0x541C, 0x8901, 0x8902, 0x40086602, 0x401C5820, 0x40806685)
 
 
-def rules(machine: Machine, process: int, *, devices: bool) -> dict[int, Rule]:
+def refusals(machine: Machine, process: int, *, devices: bool) -> dict[int, Rule]:
     """What to refuse, by the number of the system call.
 
     Args:

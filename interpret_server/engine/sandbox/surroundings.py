@@ -2,10 +2,13 @@
 
 import ctypes
 import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-_HOME = "/nonexistent"  # by custom never there
+_HOME = "/dev/null"  # where not even root can make a folder
+_NO_FILES = "/proc"  # always there, and nobody can make files in it
+_CACHE = "TORCHINDUCTOR_CACHE_DIR"  # which torch wants to exist when it is first differentiated
 _PATH = "/usr/bin:/bin"
 _KEPT = frozenset(
     {
@@ -50,10 +53,18 @@ def environment() -> dict[str, str]:
     """The environment for a process that will run models.
 
     Only what computing and locale need is taken over from this process: threads and allocators,
-    CUDA, library and module paths. Variables whose names speak of secrets never are. `HOME` is a
-    place that does not exist.
+    CUDA, library and module paths. Variables whose names speak of secrets never are. `HOME` is no
+    folder.
     """
-    return {"HOME": _HOME, "PATH": _PATH} | _kept(os.environ)
+    fixed = {
+        "HOME": _HOME,
+        "PATH": _PATH,
+        _CACHE: _NO_FILES,
+        # Else onnxruntime 1.31 starts a thread on import, which reports to its maker.
+        "ORT_DISABLE_TELEMETRY": "1",
+        "MPLCONFIGDIR": _matplotlib(),  # else it surveys the fonts at each start
+    }
+    return fixed | _kept(os.environ)
 
 
 def clear_environment() -> None:
@@ -70,6 +81,15 @@ def clear_environment() -> None:
         ctypes.memset(start, 0, end - start)
 
 
+def settle_folders() -> None:
+    """Answer code that asks where to put temporary files and caches, and then writes none.
+
+    Python would otherwise look for a folder by writing into several, and fail.
+    """
+    tempfile.tempdir = _NO_FILES
+    os.environ.setdefault(_CACHE, _NO_FILES)
+
+
 def close_inherited(keep: set[int]) -> None:
     """Close every open descriptor of this process but those in `keep`."""
     for name in os.listdir("/proc/self/fd"):
@@ -82,6 +102,11 @@ def _close(descriptor: int) -> None:
         os.close(descriptor)
     except OSError:  # the listing's own, closed by now
         return
+
+
+def _matplotlib() -> str:
+    caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return os.environ.get("MPLCONFIGDIR") or os.path.join(caches, "matplotlib")
 
 
 def _kept(variables: Mapping[str, str]) -> dict[str, str]:
