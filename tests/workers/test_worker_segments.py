@@ -3,7 +3,6 @@
 import dataclasses
 import fcntl
 import gc
-import mmap
 import os
 import random
 import signal
@@ -56,6 +55,7 @@ def _mappings() -> int:
 def _lend(segment: Segment, mapped: Mapped) -> None:
     mapped.add(segment.id, os.dup(segment.fd), segment.size)
     segment.shared = True
+    assert segment.fd == -1
 
 
 def test_both_sides_see_the_same_bytes(pool: SegmentPool, mapped: Mapped) -> None:
@@ -174,9 +174,12 @@ def test_running_out_of_pages_is_an_error_and_no_fault(
 def test_pages_are_allocated_on_kernels_without_populate(
     pool: SegmentPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("interpret_server.engine.workers.segments._POPULATE_WRITE", 9999)
-    segment = pool.acquire(SMALLEST)
+    monkeypatch.setattr("interpret_server.engine.workers.mapping._POPULATE_WRITE", 9999)
+    segment = pool.acquire(1)
     assert os.stat(segment.fd).st_blocks * 512 == SMALLEST
+    segment.shared = True
+    pool.release(segment)
+    assert pool.acquire(SMALLEST) is segment
 
 
 def test_a_segment_can_be_made_where_the_kernel_knows_no_executable_seal(
@@ -357,12 +360,24 @@ def test_a_mapping_goes_with_the_last_view_of_it() -> None:
     assert _mappings() == before
 
 
-def test_a_mapping_that_fails_leaves_no_descriptor(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> mmap.mmap:
-        raise OSError(12, "Cannot allocate memory")
-
+def test_a_mapping_that_fails_leaves_no_descriptor(
+    mapped: Mapped, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    segment = Segment(1, SMALLEST)
     before = _descriptors()
-    monkeypatch.setattr("interpret_server.engine.workers.segments.mmap.mmap", fail)
+    monkeypatch.setattr("interpret_server.engine.workers.mapping.mmap.MAP_SHARED", 0)  # EINVAL
     with pytest.raises(Overloaded):
         SegmentPool().acquire(1)
+    with pytest.raises(ProtocolError, match="cannot be mapped"):
+        mapped.add(1, os.dup(segment.fd), SMALLEST)
     assert _descriptors() == before
+    segment.close()
+
+
+def test_lent_segments_take_no_descriptors(mapped: Mapped) -> None:
+    before = _descriptors()
+    pool = SegmentPool()
+    for _ in range(100):
+        _lend(pool.acquire(1), mapped)
+    assert _descriptors() == before
+    pool.close()

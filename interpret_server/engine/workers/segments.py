@@ -5,10 +5,8 @@ that no worker can shrink it under the front end's feet (SIGBUS). Its pages are 
 is acquired, so that running out of memory is an error here and not a fault later.
 """
 
-import contextlib
 import errno
 import fcntl
-import mmap
 import os
 from collections.abc import Mapping
 from itertools import count
@@ -16,12 +14,12 @@ from itertools import count
 from ...errors import Overloaded
 from . import protocol_pb2 as pb
 from .errors import ProtocolError
+from .mapping import map_shared, populate
 from .memory import available_bytes
 
 SMALLEST = 64 * 1024  # bytes of the smallest segment
 _LARGE = 1 << 20  # bytes above which is asked how much memory is left
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
-_POPULATE_WRITE = 23  # MADV_POPULATE_WRITE, since Linux 5.14: allocates and maps at once
 _NOT_EXECUTABLE = 0x8  # MFD_NOEXEC_SEAL, since Linux 6.3
 
 
@@ -31,21 +29,31 @@ class Segment:
     Attributes:
         id: unique in its pool.
         size: in bytes; never changes.
-        fd: descriptor to send to the worker; valid until `close`.
+        fd: descriptor to send to the worker; -1 once it is shared, or closed.
         view: all of it, writable.
-        shared: whether the descriptor was sent; set by who sends it.
+        closed: whether it was given back.
     """
 
     def __init__(self, identifier: int, size: int) -> None:
-        self.id, self.size, self.shared = identifier, size, False
+        self.id, self.size, self.closed = identifier, size, False
+        self._allocated, self._shared = 0, False
         self.fd = _anonymous_file(size)
         try:
-            self._map = mmap.mmap(self.fd, size)
+            self.view = map_shared(self.fd, size)
         except BaseException:
             os.close(self.fd)
             raise
-        self.view = memoryview(self._map)
-        self._allocated = 0
+
+    @property
+    def shared(self) -> bool:
+        """Whether the descriptor was sent. Setting it closes the descriptor: one was enough."""
+        return self._shared
+
+    @shared.setter
+    def shared(self, value: bool) -> None:
+        self._shared = value
+        if value:
+            self._close_descriptor()
 
     def allocate(self, size: int) -> None:
         """Have pages behind the first `size` bytes.
@@ -58,20 +66,24 @@ class Segment:
             return
         _check_memory(size)
         try:
-            self._map.madvise(_POPULATE_WRITE, 0, size)
+            populate(self.view, size)
         except OSError as error:
-            if error.errno != errno.EINVAL:
+            if error.errno != errno.EINVAL or self._shared:
                 raise
+            size = self.size  # for there may be no descriptor later
             os.posix_fallocate(self.fd, 0, size)
         self._allocated = size
 
     def close(self) -> None:
         """Give the memory back, once nobody holds a slice of `view` any more."""
+        self.closed = True
+        self._close_descriptor()
+        self.view.release()
+
+    def _close_descriptor(self) -> None:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
-            self.view.release()
-            _unmap(self._map)
 
 
 class SegmentPool:
@@ -154,7 +166,7 @@ class Reader:
     """
 
     def __init__(self, segments: Mapping[int, Segment]) -> None:
-        self._views = {key: item.view[:] for key, item in segments.items() if item.fd >= 0}
+        self._views = {key: item.view[:] for key, item in segments.items() if not item.closed}
         self._left = sum(map(len, self._views.values()))
 
     def __call__(self, block: pb.Block) -> bytes:
@@ -180,7 +192,7 @@ class Mapped:
     """A worker's view of the segments that it was lent."""
 
     def __init__(self) -> None:
-        self._maps: dict[int, mmap.mmap] = {}
+        self._views: dict[int, memoryview] = {}
 
     def add(self, identifier: int, fd: int, size: int) -> None:
         """Map a segment; the descriptor is closed, whatever happens.
@@ -189,14 +201,14 @@ class Mapped:
             ProtocolError: the descriptor is not a sealed segment of that size, or the id is known.
         """
         try:
-            if identifier in self._maps:
+            if identifier in self._views:
                 raise ProtocolError(f"segment {identifier} is known already")
             if not size or os.fstat(fd).st_size != size:
                 raise ProtocolError(f"segment {identifier} does not have {size} bytes")
             if not fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK:
                 raise ProtocolError(f"segment {identifier} could shrink")
-            self._maps[identifier] = mmap.mmap(fd, size)
-        except (OSError, ValueError, OverflowError) as error:
+            self._views[identifier] = map_shared(fd, size)
+        except OSError as error:
             raise ProtocolError(f"segment {identifier} cannot be mapped: {error}") from None
         finally:
             os.close(fd)
@@ -207,7 +219,7 @@ class Mapped:
 
     def whole(self, identifier: int) -> memoryview:
         """All of a segment, writable. Raises ProtocolError where it is not known."""
-        return memoryview(self._find(identifier))
+        return self._find(identifier)[:]
 
     def view(self, identifier: int, offset: int, length: int) -> memoryview:
         """A part of a segment, writable; it stays valid after `drop`.
@@ -215,9 +227,9 @@ class Mapped:
         Raises:
             ProtocolError: the segment is not known, or ends before the part does.
         """
-        mapped = self._find(identifier)
-        _check_span(offset, length, len(mapped))
-        return memoryview(mapped)[offset : offset + length]
+        found = self._find(identifier)
+        _check_span(offset, length, len(found))
+        return found[offset : offset + length]
 
     def block(self, block: pb.Block) -> bytes | memoryview:
         """The bytes of a block, not copied. Raises ProtocolError as `view` does."""
@@ -227,20 +239,17 @@ class Mapped:
 
     def drop(self, identifier: int) -> None:
         """Unmap a segment, once nobody holds a part of it any more; unknown ones are ignored."""
-        mapped = self._maps.pop(identifier, None)
-        if mapped is not None:
-            _unmap(mapped)
+        self._views.pop(identifier, None)
 
     def close(self) -> None:
         """Unmap everything."""
-        for identifier in tuple(self._maps):
-            self.drop(identifier)
+        self._views.clear()
 
-    def _find(self, identifier: int) -> mmap.mmap:
-        mapped = self._maps.get(identifier)
-        if mapped is None:
+    def _find(self, identifier: int) -> memoryview:
+        view = self._views.get(identifier)
+        if view is None:
             raise ProtocolError(f"segment {identifier} is not known")
-        return mapped
+        return view
 
 
 def _check_memory(size: int) -> None:
@@ -270,8 +279,3 @@ def _anonymous_file(size: int) -> int:
 def _check_span(offset: int, length: int, size: int) -> None:
     if not 0 <= offset <= offset + length <= size:
         raise ProtocolError(f"bytes {offset} to {offset + length} of a segment of {size}")
-
-
-def _unmap(mapped: mmap.mmap) -> None:
-    with contextlib.suppress(BufferError):  # a view is alive: the last one unmaps
-        mapped.close()
