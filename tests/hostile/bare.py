@@ -5,6 +5,7 @@ them is up to the loaders. Jobs and outcomes are lines of JSON.
 """
 
 import asyncio
+import gc
 import json
 import os
 import resource
@@ -135,6 +136,8 @@ def _warm() -> None:
 
     Registry.installed()
     torch.set_num_threads(1)
+    gc.collect()
+    gc.freeze()  # or each child copies the whole memory once it collects
     assert onnx.checker
     assert onnx.reference
     assert onnxruntime

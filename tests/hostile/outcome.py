@@ -81,11 +81,12 @@ def faults(file: HostileFile, outcome: Outcome) -> list[str]:
         if step.code == OK:
             found += _wrong(file, name, step, outcome.steady)
         else:
-            found += [f"{name}: {fault}" for fault in _untyped(step)]
+            found += [f"{name}: {fault}" for fault in untyped(step)]
     return found
 
 
-def _untyped(step: Step) -> list[str]:
+def untyped(step: Step) -> list[str]:
+    """What is wrong about an error; nothing where it is a sentence of a certain type."""
     if step.code in (HUNG, DIED, "INTERNAL", "UNKNOWN"):
         return [f"{step.code} {step.message[:300]!r}"]
     found = []
