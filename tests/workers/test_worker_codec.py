@@ -223,6 +223,9 @@ def _wrong_events() -> dict[str, pb.Event]:
         "direction": untrue,
         "tensors": pb.Event(preview=pb.Preview(tensors=[good.preview.tensors[0]] * 70_000)),
         "pictures": pb.Event(preview=pb.Preview(pictures=[pb.NamedFiles()] * 70_000)),
+        "files": pb.Event(
+            preview=pb.Preview(pictures=[pb.NamedFiles(files=[pb.Block()] * 7000)] * 10)
+        ),
         "rows": rows,
     }
 
@@ -234,6 +237,12 @@ WRONG = _wrong_events()
 def test_a_wrong_event_is_refused(name: str) -> None:
     with pytest.raises(ProtocolError):
         decode_event(WRONG[name], inline)
+
+
+@pytest.mark.parametrize("name", ["tensors", "pictures"])
+def test_the_spans_of_an_endless_event_are_refused(name: str) -> None:
+    with pytest.raises(ProtocolError):
+        list(spans(WRONG[name]))
 
 
 def test_a_call_whose_memory_was_not_lent_is_refused() -> None:

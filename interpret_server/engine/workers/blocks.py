@@ -127,10 +127,9 @@ def checked_arrays(messages: Sequence[pb.NamedArray], get: Get) -> dict[str, Arr
 
 def checked_files(messages: Sequence[pb.NamedFiles], get: Get) -> dict[str, tuple[bytes, ...]]:
     """Pictures by name, in order. Raises ProtocolError for too many."""
-    return {
-        item.name: tuple(bytes(get(block)) for block in checked(item.files))
-        for item in checked(messages)
-    }
+    if sum(len(item.files) for item in checked(messages)) > MAX_ITEMS:
+        raise ProtocolError("too many pictures")
+    return {item.name: tuple(bytes(get(block)) for block in item.files) for item in messages}
 
 
 def checked(items: Sequence[Any]) -> Sequence[Any]:

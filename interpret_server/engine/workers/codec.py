@@ -54,16 +54,16 @@ def spans_bytes(value: Call | Event) -> int:
 
 
 def spans(message: pb.Event) -> Iterator[pb.Span]:
-    """The spans of an event's tensors and pictures."""
+    """The spans of an event's tensors and pictures. Raises ProtocolError for too many blocks."""
     kind = message.WhichOneof("value")
     if kind is None or kind == "progress":
         return
     value = getattr(message, kind)
-    blocks = [item.array.data for item in value.tensors]
-    blocks += [block for item in value.pictures for block in item.files]
+    blocks = [item.array.data for item in checked(value.tensors)]
+    blocks += [block for item in checked(value.pictures) for block in checked(item.files)]
     if kind == "result":
-        blocks += [target.direction.data for target in value.provenance.targets]
-    for block in blocks:
+        blocks += [target.direction.data for target in checked(value.provenance.targets)]
+    for block in checked(blocks):
         if block.HasField("span"):
             yield block.span
 

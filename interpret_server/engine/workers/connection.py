@@ -28,6 +28,7 @@ from .segments import Reader, Segment, SegmentPool
 
 _logger = logging.getLogger(__name__)
 _LARGE = 1 << 20  # more bytes than this are copied off the event loop
+_MOST_LENT = 64  # segments that one call may hold, previews on their way included
 _MOST_SHARED = 4 << 30  # bytes of shared memory that one worker may hold
 _LOG_LINES, _LOG_SECONDS = 200, 10.0  # that one worker may add to the server's log
 
@@ -38,6 +39,7 @@ class _InFlight:
 
     mailbox: Mailbox[Result]
     segments: dict[int, Segment] = field(default_factory=dict)
+    writing: asyncio.Future[pb.Call] | None = None  # a thread that fills a segment
 
 
 class Connection:
@@ -136,7 +138,7 @@ class Connection:
                     return
         finally:
             if not sent:
-                self._finish(number)
+                self._give_up(number, flight)
             elif number in self._calls:
                 self._channel.send(pb.ToWorker(cancel=pb.Cancel(call=number)))
 
@@ -199,7 +201,9 @@ class Connection:
         writer = Writer(segment.view, segment.id)
         if size <= _LARGE:
             return encode_call(call, writer)
-        return await asyncio.to_thread(encode_call, call, writer)
+        loop = asyncio.get_running_loop()
+        flight.writing = loop.run_in_executor(None, encode_call, call, writer)
+        return await asyncio.shield(flight.writing)
 
     def _acquire(self, size: int, flight: _InFlight) -> Segment:
         if size > _MOST_SHARED - self._pool.used_bytes:
@@ -259,7 +263,8 @@ class Connection:
         except ProtocolError as error:
             self.kill(f"the worker of {self.name} sent what no worker sends: {error}")
             return
-        self._deliver(message, flight, event)
+        if message.call in self._calls:  # a preview may be overtaken by the result
+            self._deliver(message, flight, event)
 
     def _deliver(self, message: pb.Event, flight: _InFlight, event: Event) -> None:
         if isinstance(event, Progress):
@@ -289,6 +294,8 @@ class Connection:
         flight = self._calls.get(message.call)
         if flight is None:
             return
+        if len(flight.segments) >= _MOST_LENT:
+            raise ProtocolError(f"a call that needs more than {_MOST_LENT} segments")
         try:
             segment = self._acquire(message.bytes, flight)
         except InterpretError as error:
@@ -297,12 +304,23 @@ class Connection:
             return
         self._lend(message.call, segment, for_result=True)
 
+    def _give_up(self, number: int, flight: _InFlight) -> None:
+        """End a call that was not sent, once nobody writes into its memory any more."""
+
+        def finish(writing: asyncio.Future[pb.Call]) -> None:
+            writing.exception()  # its caller is gone
+            self._finish(number)
+
+        if flight.writing is None or flight.writing.done():
+            self._finish(number)
+        else:
+            flight.writing.add_done_callback(finish)
+
     def _finish(self, number: int) -> None:
         """The worker uses nothing of a call any more."""
         flight = self._calls.pop(number, None)
-        if flight is not None:
-            for segment in flight.segments.values():
-                self._release(segment)
+        while flight is not None and flight.segments:
+            self._release(flight.segments.popitem()[1])
 
     def _release(self, segment: Segment) -> None:
         for gone in self._pool.release(segment):
