@@ -55,7 +55,6 @@ def host(spawn: pb.Spawn, channel: int, output: int, registry: Registry) -> int:
     except sandbox.SandboxError as error:
         sys.stdout.write(f"{error}\n")
         return _UNCONFINED
-    torch.set_num_threads(max(1, spawn.threads))
     if spawn.device.startswith("cuda") and spawn.gpu_memory_fraction:
         fraction = spawn.gpu_memory_fraction
         torch.cuda.set_per_process_memory_fraction(fraction, torch.device(spawn.device))

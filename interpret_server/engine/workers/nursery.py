@@ -38,7 +38,7 @@ class Limits:
         confined: run inside the sandbox.
         memory_bytes: of address space, on the CPU; None for no limit.
         gpu_memory_fraction: of a GPU's memory; 0 for all that is free.
-        threads: that compute; 0 for one per core.
+        threads: that compute; 0 for torch's own choice, one per core.
         max_queue, max_batch: see `LocalWorker`.
         execution: see `models.execution.Execution`.
     """
@@ -86,7 +86,7 @@ class Nursery:
         with theirs:
             self._process = subprocess.Popen(  # noqa: ASYNC220  # returns in a millisecond
                 [sys.executable, "-m", _PROGRAM, str(theirs.fileno()), str(os.getpid())],
-                env=allocator.environment() | sandbox.environment(),
+                env=allocator.environment() | sandbox.environment() | _threads(self._limits),
                 stdin=subprocess.DEVNULL,
                 stdout=writing,
                 stderr=writing,
@@ -131,7 +131,6 @@ class Nursery:
             confined=limits.confined,
             memory_bytes=limits.memory_bytes or 0,
             gpu_memory_fraction=limits.gpu_memory_fraction,
-            threads=limits.threads or os.cpu_count() or 1,
             max_queue=limits.max_queue,
             max_batch=limits.max_batch,
             execution=limits.execution,
@@ -195,3 +194,12 @@ class Nursery:
             connection.ended(-9)
         self._connections.clear()
         self._lost()
+
+
+def _threads(limits: Limits) -> dict[str, str]:
+    """The environment that sets a process's computing threads.
+
+    `torch.set_num_threads` would give MKL a count that `one_thread` cannot lower: threads that only
+    check and load would bring teams of their own, and more teams than cores make all of them slow.
+    """
+    return {"OMP_NUM_THREADS": str(limits.threads)} if limits.threads else {}

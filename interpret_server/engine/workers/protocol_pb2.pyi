@@ -377,12 +377,11 @@ class Describe(_message.Message):
     def __init__(self, plugin_dirs: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Spawn(_message.Message):
-    __slots__ = ("worker", "device", "confined", "memory_bytes", "threads", "max_queue", "max_batch", "execution", "read", "gpu_memory_fraction")
+    __slots__ = ("worker", "device", "confined", "memory_bytes", "max_queue", "max_batch", "execution", "read", "gpu_memory_fraction")
     WORKER_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     CONFINED_FIELD_NUMBER: _ClassVar[int]
     MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
-    THREADS_FIELD_NUMBER: _ClassVar[int]
     MAX_QUEUE_FIELD_NUMBER: _ClassVar[int]
     MAX_BATCH_FIELD_NUMBER: _ClassVar[int]
     EXECUTION_FIELD_NUMBER: _ClassVar[int]
@@ -392,13 +391,12 @@ class Spawn(_message.Message):
     device: str
     confined: bool
     memory_bytes: int
-    threads: int
     max_queue: int
     max_batch: int
     execution: str
     read: _containers.RepeatedScalarFieldContainer[str]
     gpu_memory_fraction: float
-    def __init__(self, worker: _Optional[int] = ..., device: _Optional[str] = ..., confined: bool = ..., memory_bytes: _Optional[int] = ..., threads: _Optional[int] = ..., max_queue: _Optional[int] = ..., max_batch: _Optional[int] = ..., execution: _Optional[str] = ..., read: _Optional[_Iterable[str]] = ..., gpu_memory_fraction: _Optional[float] = ...) -> None: ...
+    def __init__(self, worker: _Optional[int] = ..., device: _Optional[str] = ..., confined: bool = ..., memory_bytes: _Optional[int] = ..., max_queue: _Optional[int] = ..., max_batch: _Optional[int] = ..., execution: _Optional[str] = ..., read: _Optional[_Iterable[str]] = ..., gpu_memory_fraction: _Optional[float] = ...) -> None: ...
 
 class Kill(_message.Message):
     __slots__ = ("worker",)
