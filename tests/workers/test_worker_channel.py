@@ -201,6 +201,26 @@ async def test_a_side_that_hears_nothing_more_is_an_end(pair: Any) -> None:
     assert left.texts == ["one"]
 
 
+async def test_a_side_that_floods_and_hears_nothing_is_cut_off(pair: Any) -> None:
+    ours, theirs = pair
+    theirs.shutdown(socket.SHUT_RD)
+    stop = threading.Event()
+
+    def flood() -> None:
+        with contextlib.suppress(OSError):
+            while not stop.is_set():
+                theirs.send(_frame(_log("x")) * 100)
+
+    thread = threading.Thread(target=flood)
+    thread.start()
+    left = Side(ours)
+    await left.received(1000)
+    left.channel.send(_log("nobody hears"))
+    assert await left.ended() is None
+    stop.set()
+    thread.join()
+
+
 async def test_an_end_while_much_is_unsent_is_told_once(pair: Any) -> None:
     ours, theirs = pair
     left = Side(ours)

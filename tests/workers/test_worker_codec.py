@@ -409,6 +409,9 @@ def test_a_wrong_description_of_a_model_is_refused(text: str) -> None:
 def test_a_description_that_fits_no_message_is_refused() -> None:
     with pytest.raises(ProtocolError, match="no JSON form"):
         model_to_json(dataclasses.replace(MODEL, labels=("\ud800",)))
+    for labels in (("\ud800",), ("x" * 1000,) * 20_000):
+        with pytest.raises(InvalidRequest, match="manifest: as JSON"):
+            manifest_to_json(Manifest(labels=labels))
     with pytest.raises(ProtocolError, match="to describe"):
         model_to_json(dataclasses.replace(MODEL, labels=("x" * 1000,) * 20_000))
 

@@ -73,6 +73,7 @@ class FakeWorker:
     def close(self) -> None:
         self.channel.close()
         os.close(self._printing)
+        self.mapped.close()
         self.connection.ended(0)
 
 

@@ -22,6 +22,7 @@ MAX_BYTES = 16 << 20  # of one message; tensors travel beside it, in shared memo
 MAX_DESCRIPTORS = 8  # that a frame may carry
 _HEADER = 4
 _TURN_BYTES = 1 << 20  # that are read before other callbacks have their turn
+_LAST_TURNS = 64  # more than a socket holds; the other side may still be sending
 _FRAME_BYTES = 16 * 1024  # that a small frame counts for
 
 Incoming = TypeVar("Incoming", bound=Message)
@@ -153,8 +154,9 @@ class Channel(Generic[Incoming]):
 
     def _broken(self, error: OSError) -> None:
         """Nothing can be sent any more; what arrived before is still read."""
-        while self._open and self._frame.ready(self._sock):
-            self._readable()
+        for _ in range(_LAST_TURNS):
+            if self._open and self._frame.ready(self._sock):
+                self._readable()
         self._end(None if isinstance(error, ConnectionError) else error)
 
     def _end(self, error: Exception | None) -> None:

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from ...errors import InvalidRequest
 from ...models.manifest import Manifest
 from ..api import ModelInfo, PluginInfo
 from .errors import ProtocolError
@@ -48,9 +49,14 @@ def manifest_to_json(manifest: Manifest) -> str:
     """A manifest, with only the fields that were given.
 
     Raises:
-        ProtocolError: it is too long, or not Unicode.
+        InvalidRequest: it is too long, or not Unicode.
     """
-    return _to_json(_MANIFEST, manifest, "the manifest")
+    try:
+        return _to_json(_MANIFEST, manifest, "the manifest")
+    except ProtocolError:
+        raise InvalidRequest.field(
+            "manifest", f"as JSON it must be Unicode text of at most {MAX_JSON >> 20} MiB"
+        ) from None
 
 
 def manifest_from_json(text: str) -> Manifest:

@@ -7,6 +7,7 @@ is acquired, so that running out of memory is an error here and not a fault late
 
 import errno
 import fcntl
+import mmap
 import os
 from collections.abc import Mapping
 from itertools import count
@@ -43,6 +44,11 @@ class Segment:
         except BaseException:
             os.close(self.fd)
             raise
+
+    @property
+    def allocated(self) -> int:
+        """Bytes of memory that were allocated for it, at most `size`."""
+        return min(self.size, -(-self._allocated // mmap.PAGESIZE) * mmap.PAGESIZE)
 
     @property
     def shared(self) -> bool:
@@ -90,7 +96,7 @@ class SegmentPool:
     """The segments lent to one worker; free ones are kept for the next call.
 
     Args:
-        spare_bytes: most bytes of free segments that are kept.
+        spare_bytes: most bytes of memory in the free segments that are kept.
     """
 
     def __init__(self, spare_bytes: int = 64 << 20) -> None:
@@ -106,8 +112,8 @@ class SegmentPool:
 
     @property
     def free_bytes(self) -> int:
-        """Bytes of the segments that are kept for later."""
-        return sum(segment.size for segment in self._free.values())
+        """Bytes of memory in the segments that are kept for later."""
+        return sum(segment.allocated for segment in self._free.values())
 
     def acquire(self, size: int) -> Segment:
         """A segment of at least `size` bytes; what it holds is left from its last use.
