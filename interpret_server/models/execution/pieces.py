@@ -99,7 +99,8 @@ def _slice(node: fx.Node, source: fx.Node, axis: int, shape: tuple[int, ...]) ->
             return None
         along, start, end, step = (item[0] for item in bounds)
     elif name == "slice":
-        along, start, end, step = (*arguments[1:], *(0, None, None, 1)[len(arguments) - 1 :])
+        defaults: tuple[Any, ...] = (0, None, None, 1)
+        along, start, end, step = arguments[1:] + defaults[len(arguments) - 1 :]
         start = 0 if start is None else start
     else:
         return None

@@ -19,6 +19,7 @@ from .draft import Draft, Observed, graph_of, observe, writes
 from .folding import fold, is_norm
 from .layout import channels_last
 from .pieces import cut_at_once
+from .recurrence import simplify_recurrence
 from .tidying import call_directly, drop_identities, pool_vectorised, work_in_place
 
 _log = logging.getLogger(__name__)
@@ -123,6 +124,7 @@ class Plans:
 
     def _rewrite(self, draft: Draft) -> None:
         drop_identities(draft)
+        simplify_recurrence(draft)
         cut_at_once(draft)
         if self.execution is not Execution.EXACT and not isinstance(self.body, RowsAtOnce):
             fuse_attention(draft)
