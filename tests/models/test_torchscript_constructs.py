@@ -8,6 +8,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from torchscript_zoo import IMAGES, X, agrees, batches, kinds, same, script, trace
 
 from interpret_server.models.torchscript import ArchiveBody, lower, training_modules
+from interpret_server.models.torchscript.scalars import truncated
 
 # Containers, classes, arithmetic on shapes
 
@@ -69,6 +70,26 @@ def test_arithmetic_on_shapes_stays_symbolic(traced, tmp_path):
     path = tmp_path / "model.pt"
     archive = trace(Shapes(), path, IMAGES) if traced else script(Shapes(), path)
     agrees(archive, IMAGES)
+
+
+def test_a_traced_quotient_of_sizes_is_a_number(tmp_path):
+    class Halves(nn.Module):
+        def forward(self, x):
+            width = x.shape[3]  # a tensor while it is traced
+            half = width.div(2, rounding_mode="trunc") if isinstance(width, Tensor) else width // 2
+            return x.reshape(x.shape[0], -1, half).sum(1)
+
+    result = agrees(trace(Halves(), tmp_path / "model.pt", IMAGES), IMAGES)
+    assert not any("tensor" in str(node.target) for node in result.graph.graph.nodes)
+
+
+@pytest.mark.parametrize(
+    ("dividend", "divisor", "quotient"), [(7, 2, 3), (-7, 2, -3), (7, -2, -3), (-7, -2, 3)]
+)
+def test_a_truncated_quotient_is_rounded_towards_zero(dividend, divisor, quotient):
+    assert truncated(dividend, divisor) == quotient
+    expected = torch.div(torch.tensor(dividend), divisor, rounding_mode="trunc")
+    assert expected.item() == quotient
 
 
 class Encoder(nn.Module):

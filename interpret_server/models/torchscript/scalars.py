@@ -36,6 +36,12 @@ def formatted(template: str, *values: Any) -> str:
     return "".join(part + text for part, text in zip(parts, [*texts, ""], strict=True))
 
 
+def truncated(dividend: int, divisor: int) -> int:
+    """The quotient, rounded towards zero."""
+    quotient = abs(dividend) // abs(divisor)
+    return quotient if (dividend < 0) == (divisor < 0) else -quotient
+
+
 def smallest(*values: Any) -> Any:
     """The smallest of several numbers or of one list."""
     return min(*values)
@@ -46,7 +52,10 @@ def largest(*values: Any) -> Any:
     return max(*values)
 
 
+TRUNCATED = "aten::div.trunc"  # no operator of TorchScript's: a division with a rounding mode
+
 SCALARS: dict[str, Callable[..., Any]] = {
+    TRUNCATED: truncated,
     "aten::add": operator.add,
     "aten::sub": operator.sub,
     "aten::mul": operator.mul,

@@ -8,7 +8,7 @@ import torch
 from ..lowered import Unlowerable
 from .attention import Nested
 from .recorder import Recorder
-from .scalars import SCALARS, element, formatted, plain
+from .scalars import SCALARS, TRUNCATED, element, formatted, plain
 from .values import (
     DTYPE_CODES,
     Instance,
@@ -55,6 +55,9 @@ class Structure:
             numbers = [_unboxed(item) for item in numbers]
         if any(leaf.is_tensor for leaf in leaves(numbers)):
             return NotImplemented
+        if boxed and kind == "aten::div" and len(numbers) == 3 and isinstance(numbers[2], Value):
+            kind = _ROUNDED.get(numbers[2].value, kind)
+            numbers = numbers[:2]
         if any(isinstance(item, Part | Instance) for item in items):
             return NotImplemented
         if boxed and kind in ("aten::add", "aten::sub"):
@@ -248,8 +251,16 @@ def _unboxed(item: Item) -> Item:
 
 
 _INTEGRAL = frozenset(
-    {"aten::add", "aten::sub", "aten::mul", "aten::floor_divide", "aten::remainder"}
+    {
+        "aten::add",
+        "aten::sub",
+        "aten::mul",
+        "aten::floor_divide",
+        "aten::remainder",
+        TRUNCATED,
+    }
 )
+_ROUNDED = {"floor": "aten::floor_divide", "trunc": TRUNCATED}  # by the rounding mode of a quotient
 
 Handler = Callable[[Structure, Sequence[Item]], Item]
 

@@ -15,7 +15,7 @@ from interpret_server.models.targets import TargetKind, Targets
 
 from .architectures import ZOO
 from .exports import Export, Exporter, write
-from .known import ROUNDED, ROUNDED_LIMIT, find
+from .known import ROUNDED, ROUNDED_LIMIT, WAITS, find
 from .measures import (
     GRADIENT,
     GUIDED,
@@ -23,6 +23,7 @@ from .measures import (
     LOGITS,
     ROWS,
     SLOPE,
+    Synchronisations,
     Values,
     allowed,
     classes,
@@ -200,6 +201,10 @@ def judge(cell: Cell, loaded: LoadedModel) -> list[Difference]:
             {name: together[name][-1:] for name in (LOGITS, LAYER, SLOPE)},
         ),
     ]
+    with torch.no_grad(), Synchronisations() as waits:
+        classifier(x)
+    if find(WAITS, cell) is None:
+        differences.append(Difference("the host's waits for the device", len(waits.found), 0))
     if ZOO[cell.name].elsewhere is not None:
         other = measure(classifier, rows(cell, classifier, elsewhere=True), layer)
         differences += _compare(

@@ -26,6 +26,11 @@ ROUNDED: dict[str, str] = {
 }
 ROUNDED_LIMIT = 1e-7
 
+# Networks whose forward pass cannot but wait for the device -> why.
+WAITS: dict[str, str] = {
+    "packed_text-*": "torch packs sequences by lengths that the host reads",
+}
+
 # Defects of ours: pattern of the cell -> what is wrong.
 DEFECTS: dict[str, str] = {}
 

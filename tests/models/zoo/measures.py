@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from .architectures import ZOO, Inputs, eager
 
@@ -49,6 +50,32 @@ class _Positive(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         return gradient.clamp(min=0)
+
+
+class Synchronisations(TorchDispatchMode):
+    """Counts what would make a host wait for its device: values read into Python, sizes by data."""
+
+    WAITING = frozenset(
+        {
+            torch.ops.aten._local_scalar_dense,
+            torch.ops.aten.is_nonzero,
+            torch.ops.aten.nonzero,
+            torch.ops.aten.masked_select,
+            torch.ops.aten._unique2,
+            torch.ops.aten.equal,
+        }
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if function.overloadpacket in self.WAITING:
+            self.found.append(str(function))
+        return function(*args, **(kwargs or {}))
 
 
 class Guided(TorchFunctionMode):
