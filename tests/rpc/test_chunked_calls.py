@@ -1,5 +1,6 @@
 """Chunked calls that succeed, over a fake worker: the same as in one message, part by part."""
 
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -151,12 +152,17 @@ def test_large_pictures_are_parts(stub: ChunkedServiceStub) -> None:
 def test_the_time_left_counts_from_the_last_chunk(
     stub: ChunkedServiceStub, worker: FakeWorker
 ) -> None:
-    messages = call(LARGE.tobytes(), run=run_request(beside(LARGE.shape, 1)))
-    answers(stub.Call(messages, timeout=100))
+    def late() -> Iterator[pb.CallRequest]:
+        first, last = call(bytes(16), run=run_request(beside((2, 2), 1)))
+        yield first
+        time.sleep(0.5)
+        yield last
+
+    answers(stub.Call(late(), timeout=20))
     answers(stub.Call(call(run=run_request(inline(SMALL)))))
     limited, unlimited = worker.calls
     assert limited.timeout is not None
-    assert 50 < limited.timeout < 100
+    assert 0 < limited.timeout < 19.6
     assert unlimited.timeout is None
 
 
