@@ -211,6 +211,7 @@ async def _serve(settings: Settings, worker: "Worker", announce: Callable[[str],
         repository=settings.model_repository,
         repository_poll=settings.repository_poll,
         max_message_bytes=settings.max_message_bytes,
+        max_request_bytes=settings.max_request_bytes,
         max_upload_bytes=settings.max_upload_bytes,
     )
     stop = _stop_on_signal()

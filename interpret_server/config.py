@@ -71,7 +71,10 @@ class Settings(BaseModel):
         "auto",
         description="How much faster forms of a model may round differently: auto, exact or fast.",
     )
-    max_message_mb: int = Field(64, ge=1, le=2047, description="Largest request, in MiB.")
+    max_message_mb: int = Field(64, ge=1, le=2047, description="Largest message, in MiB.")
+    max_request_mb: int = Field(
+        256, ge=1, description="Most tensors and images of a request in chunks, in MiB."
+    )
     max_upload_mb: int = Field(2048, ge=1, description="Largest uploaded model file, in MiB.")
     grace: float = Field(
         10.0, ge=0, description="Seconds that running calls may go on after a signal to stop."
@@ -135,8 +138,13 @@ class Settings(BaseModel):
 
     @property
     def max_message_bytes(self) -> int:
-        """Largest request in bytes."""
+        """Largest message in bytes."""
         return self.max_message_mb * _MIB
+
+    @property
+    def max_request_bytes(self) -> int:
+        """Most bytes of tensors and images of a request in chunks."""
+        return self.max_request_mb * _MIB
 
     @property
     def max_upload_bytes(self) -> int:

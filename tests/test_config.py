@@ -12,6 +12,7 @@ def test_a_server_without_settings_listens_on_the_loopback() -> None:
     assert settings == Settings()
     assert settings.address == "127.0.0.1:50051"
     assert settings.max_message_bytes == 64 * 1024 * 1024
+    assert settings.max_request_bytes == 256 * 1024 * 1024
     assert settings.model_repository is None
 
 
@@ -54,6 +55,7 @@ def test_addresses_are_a_host_and_a_port(address: str) -> None:
         ("max_queue = 0", "max_queue: "),
         ("max_batch = 'many'", "max_batch: "),
         ("max_message_mb = 2048", "max_message_mb: "),
+        ("max_request_mb = 0", "max_request_mb: "),
         ("grace = -1", "grace: "),
         ("grace = nan", "grace: "),
         ("repository_poll = -1", "repository_poll: "),
