@@ -124,8 +124,8 @@ class Besieger:
         with ThreadPoolExecutor(at_once) as pool:
             return list(pool.map(self.visit, items))
 
-    def visit(self, item: HostileFile) -> Outcome:
-        """Load one file of the repository, call it, and unload it."""
+    def visit(self, item: HostileFile, *, unload: bool = True) -> Outcome:
+        """Load one file of the repository, call it, and unload it unless told otherwise."""
         outcome = Outcome()
         model = self._step(outcome, "load", self._load_seconds, lambda: self._load(item))
         if model is None:
@@ -138,7 +138,8 @@ class Besieger:
             )
             if values is not None:
                 outcome.steps[name].values = values
-        self._step(outcome, "unload", self._call_seconds, lambda: self._unload(item.name))
+        if unload:
+            self._step(outcome, "unload", self._call_seconds, lambda: self._unload(item.name))
         return outcome
 
     def _load(self, item: HostileFile) -> Any:

@@ -20,7 +20,7 @@ from . import foreign_files
 from .bait import Bait, tells
 from .corpus import files
 from .kinds import HostileFile
-from .outcome import Outcome, faults
+from .outcome import OK, Outcome, faults
 from .siege import GOOD, Besieger, Watch
 
 ALL = os.environ.get("INTERPRET_HOSTILE") == "all"
@@ -206,6 +206,23 @@ def test_no_process_is_left_behind(siege: Siege) -> None:
 def test_the_log_stays_small_and_printable(siege: Siege, server: Server) -> None:
     assert len(server.log) < 20 << 20
     assert b"\x1b" not in server.log
+
+
+def test_a_model_that_goes_on_after_its_calls_is_stopped(server: Server) -> None:
+    item = files()["torchscript-call-goes-on-in-the-background"]
+    item.write(server.folder / "background", Bait(server.folder / "background"))
+    besieger = Besieger(server.address, server.folder / "background")
+    try:
+        outcome = besieger.visit(item, unload=False)
+        assert outcome.steps["predict"].code == OK
+        give_up = time.monotonic() + 60
+        while b"was stopped: it computed for no call" not in server.log:
+            assert time.monotonic() < give_up
+            time.sleep(0.1)
+        assert not faults(item, outcome)
+    finally:
+        besieger.client.unload_model(item.name)
+        besieger.close()
 
 
 def test_an_upload_that_announces_two_gibibytes_takes_none(server: Server) -> None:

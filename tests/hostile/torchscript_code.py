@@ -113,6 +113,12 @@ BOTH: dict[str, tuple[str, dict[str, Any]]] = {
     "sets-threads": ("torch.set_num_threads(64)", {}),
     "sleeps": (_SLEEP.format(nanoseconds=100_000_000), {}),
     "sleeps-long": (_SLEEP.format(nanoseconds=600_000_000_000), {"slow": True}),
+    "says-what-it-likes-and-crashes": (
+        'print("\\033[2Jall is well\\001")\n'
+        "y = ops.inductor._alloc_from_pool(torch.ones([4]), 100000000, 6, [2, 3], [3, 1])\n"
+        "self.n = int(torch.sum(y))",
+        {},
+    ),
     "profiles": ('y = ops.profiler._record_function_enter("a", None)', {}),
     "counts-statistics": (
         _FLOOD.format(times=3_000_000, statement='ops.prim.AddStatValue("k", k)'),
@@ -205,6 +211,21 @@ CALLED: dict[str, tuple[str, dict[str, Any]]] = {
         {},
     ),
     "unknown-operator": ("return ops.evil.operator(x)", {}),
+    "goes-on-in-the-background": (
+        "def __forked_function():\n"
+        "  k = 0\n"
+        "  while bool(torch.ge(torch.sum(x), -1.)):\n"
+        "    k = k + 1\n"
+        "    self.n = k\n"
+        "  return x\n"
+        "f = fork(__forked_function)\n"
+        "if bool(torch.lt(torch.sum(x), -1.)):\n"
+        "  y = torch.wait(f)\n"
+        "else:\n"
+        "  y = x\n"
+        "return torch.linear(y, self.w)",
+        {},
+    ),
     "endless-batch": (
         "k = 0\nwhile bool(torch.ge(torch.sum(x), -1.)):\n  k = k + 1\n  self.n = k\n" + HONEST,
         {"slow": True},

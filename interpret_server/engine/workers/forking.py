@@ -130,6 +130,8 @@ class Forking:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             end_with_parent(nursery)
+            with contextlib.suppress(OSError):  # where memory runs out, let it be this one's end
+                Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
             from .hosting import host
 
             status = host(message, channel, output, self._registry)

@@ -20,6 +20,7 @@ from ...models.manifest import Manifest
 from ..api import ModelInfo
 from ..occupancy import Occupancy
 from .connection import Connection
+from .idling import Idleness
 
 _logger = logging.getLogger(__name__)
 
@@ -247,9 +248,17 @@ class Keeper:
     async def _watch(self, slot: int, worker: Connection) -> None:
         """Look after a worker until it is lost, then have it replaced."""
         seen, busy = 0, False
+        idleness = Idleness(self._patience.abandoned)
         while not worker.lost.done():
             await asyncio.wait({worker.lost}, timeout=self._patience.ping)
-            if not worker.lost.done() and (busy or worker.begun != seen):
+            idle = not busy and worker.begun == seen
+            if idleness.wasted(worker.process_id, idle=idle):
+                name = self.source.name
+                why = f"the worker of {name} was stopped: it computed for no call; try again"
+                _logger.warning("%s", why)
+                worker.kill(why)
+                await asyncio.wait({worker.lost}, timeout=5.0)
+            elif not worker.lost.done() and not idle:
                 seen = worker.begun
                 busy = await self._look(worker) or bool(worker.calls)
         if self._workers.get(slot) is not worker:
