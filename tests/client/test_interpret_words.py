@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from interpret_client.cli._arguments import merge_manifest, parse_targets, parse_value
+from interpret_client.cli._output import pairs, table
 from interpret_client.cli.plugins import parameter_rows
 
 
@@ -77,3 +78,16 @@ def test_direction_is_read_from_a_file(tmp_path: Path) -> None:
 )
 def test_parameter_values_in_words(text: str, expected: object) -> None:
     assert parse_value(text) == expected
+
+
+def test_names_of_a_strangers_file_do_not_command_the_terminal() -> None:
+    from rich.console import Console
+
+    out = Console(width=80)
+    with out.capture() as captured:
+        out.print(table(("layer",), [("\x1b[2J\x07\u202ename\nof two lines",)]))
+        out.print(pairs([("labels", "\x9bcat é")]))
+    text = captured.get()
+    assert "\ufffd[2J\ufffd\ufffdname" in text
+    assert "\ufffdcat é" in text
+    assert not any("\x1b" in line or "\x9b" in line for line in text.replace("\x1b[1m", "").split())

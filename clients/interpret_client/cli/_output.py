@@ -31,7 +31,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | No
     for column in columns:
         made.add_column(column, overflow="fold")
     for row in rows:
-        made.add_row(*row)
+        made.add_row(*map(printable, row))
     return made
 
 
@@ -42,8 +42,15 @@ def pairs(rows: Iterable[tuple[str, str]]) -> Table:
     made.add_column(overflow="fold")
     for name, value in rows:
         if value:
-            made.add_row(name, value)
+            made.add_row(name, printable(value))
     return made
+
+
+def printable(text: str) -> str:
+    """A text without what a terminal would obey: names come from files of strangers."""
+    return "".join(
+        letter if letter.isprintable() or letter == "\n" else "\ufffd" for letter in text
+    )
 
 
 def shape_text(shape: Sequence[int]) -> str:
