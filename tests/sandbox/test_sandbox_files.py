@@ -65,6 +65,22 @@ def test_links_do_not_lead_out_of_an_allowed_folder(model: Path, secret: Path) -
 
 
 @needs_landlock
+@pytest.mark.parametrize("entry", ["exe", "cwd", "fd/0", "ns/net"])
+def test_other_processes_show_nothing_of_themselves(entry: str) -> None:
+    assert outcome(lambda: os.readlink(f"/proc/{os.getppid()}/{entry}")) in REFUSED
+    assert outcome(lambda: os.open(f"/proc/{os.getppid()}/mem", os.O_RDONLY)) in REFUSED
+
+
+@needs_landlock
+def test_a_descriptor_of_a_path_cannot_be_opened_again(secret: Path) -> None:
+    def reopen() -> int:
+        handle = os.open(secret, os.O_PATH)
+        return os.open(f"/proc/self/fd/{handle}", os.O_RDONLY)
+
+    assert outcome(reopen) in REFUSED
+
+
+@needs_landlock
 def test_a_raw_system_call_opens_nothing_either(secret: Path) -> None:
     from interpret_server.engine.sandbox.numbers import NUMBERS
     from interpret_server.engine.sandbox.system import machine

@@ -60,7 +60,7 @@ def environment() -> dict[str, str]:
         "HOME": _HOME,
         "PATH": _PATH,
         _CACHE: _NO_FILES,
-        # Else onnxruntime 1.31 starts a thread on import, which reports to its maker.
+        # Else onnxruntime (from 1.29 on) starts a thread on import, which reports to its maker.
         "ORT_DISABLE_TELEMETRY": "1",
         "MPLCONFIGDIR": _matplotlib(),  # else it surveys the fonts at each start
     }

@@ -1,5 +1,6 @@
 """What runs an original file, forward only: onnxruntime, or else the standard's own evaluator."""
 
+import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -202,6 +203,8 @@ def runtime(path: Path, *, threads: int = 1, also: Sequence[str] = ()) -> OnnxRu
         FailedPrecondition: onnxruntime is not installed.
         InvalidModel: the file is corrupt, unsafe, or onnxruntime does not run it.
     """
+    # From 1.29 on, it reports on models to its maker, and starts a thread for that on import.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         import onnxruntime
     except ImportError as error:
