@@ -140,7 +140,9 @@ async def _worker(settings: Settings) -> "Worker":
             gpu_memory_fraction=settings.gpu_memory_fraction,
             threads=settings.threads,
             max_queue=settings.max_queue,
+            max_queue_bytes=settings.max_queue_bytes,
             max_batch=settings.max_batch,
+            max_step=settings.max_step,
             execution=settings.execution,
         ),
         patience=Patience(load=settings.load_seconds, step=settings.step_seconds),
@@ -182,7 +184,9 @@ def _local_worker(settings: Settings) -> "Worker":
         registry,
         device=settings.device,
         max_queue=settings.max_queue,
+        max_queue_bytes=settings.max_queue_bytes,
         max_batch=settings.max_batch,
+        max_step=settings.max_step,
         loader=partial(load_classifier, execution=Execution(settings.execution)),
     )
 

@@ -66,7 +66,11 @@ class Settings(BaseModel):
     )
     plugin_dirs: tuple[Path, ...] = Field((), description="Folders of single-file plugins.")
     max_queue: int = Field(256, ge=1, description="Calls that may wait; more are refused.")
+    max_queue_mb: int = Field(1024, ge=1, description="Most inputs of calls that wait, in MiB.")
     max_batch: int = Field(64, ge=1, description="Most rows in one forward pass.")
+    max_step: float = Field(
+        0.25, gt=0, description="Seconds that a step should take at most; larger batches are cut."
+    )
     execution: ExecutionName = Field(
         "auto",
         description="How much faster forms of a model may round differently: auto, exact or fast.",
@@ -135,6 +139,11 @@ class Settings(BaseModel):
     def memory_budget_bytes(self) -> int | None:
         """Memory of all workers together in bytes, or None for no limit."""
         return None if self.memory_budget_mb is None else self.memory_budget_mb * _MIB
+
+    @property
+    def max_queue_bytes(self) -> int:
+        """Most bytes of inputs of calls that wait."""
+        return self.max_queue_mb * _MIB
 
     @property
     def max_message_bytes(self) -> int:

@@ -53,6 +53,8 @@ def test_addresses_are_a_host_and_a_port(address: str) -> None:
         ("address = '::1:50051'", "address: '::1:50051' is not host:port"),
         ("device = 'gpu'", "device: 'gpu' is none of auto, cpu"),
         ("max_queue = 0", "max_queue: "),
+        ("max_queue_mb = 0", "max_queue_mb: "),
+        ("max_step = 0", "max_step: "),
         ("max_batch = 'many'", "max_batch: "),
         ("max_message_mb = 2048", "max_message_mb: "),
         ("max_request_mb = 0", "max_request_mb: "),

@@ -87,7 +87,9 @@ class _Host:
             registry,
             device=spawn.device,
             max_queue=spawn.max_queue,
+            max_queue_bytes=spawn.max_queue_bytes,
             max_batch=spawn.max_batch,
+            max_step=spawn.max_step,
             loader=partial(load_classifier, execution=Execution(spawn.execution)),
         )
         self._mapped = Mapped()

@@ -39,7 +39,7 @@ class Limits:
         memory_bytes: of address space, on the CPU; None for no limit.
         gpu_memory_fraction: of a GPU's memory; 0 for all that is free.
         threads: that compute; 0 for torch's own choice, one per core.
-        max_queue, max_batch: see `LocalWorker`.
+        max_queue, max_queue_bytes, max_batch, max_step: see `LocalWorker`.
         execution: see `models.execution.Execution`.
     """
 
@@ -48,7 +48,9 @@ class Limits:
     gpu_memory_fraction: float = 0.0
     threads: int = 0
     max_queue: int = 256
+    max_queue_bytes: int = 1 << 30
     max_batch: int = 64
+    max_step: float = 0.25
     execution: str = "auto"
 
 
@@ -132,7 +134,9 @@ class Nursery:
             memory_bytes=limits.memory_bytes or 0,
             gpu_memory_fraction=limits.gpu_memory_fraction,
             max_queue=limits.max_queue,
+            max_queue_bytes=limits.max_queue_bytes,
             max_batch=limits.max_batch,
+            max_step=limits.max_step,
             execution=limits.execution,
             read=[str(path) for path in read],
         )

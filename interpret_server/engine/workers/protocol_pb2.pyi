@@ -377,26 +377,30 @@ class Describe(_message.Message):
     def __init__(self, plugin_dirs: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Spawn(_message.Message):
-    __slots__ = ("worker", "device", "confined", "memory_bytes", "max_queue", "max_batch", "execution", "read", "gpu_memory_fraction")
+    __slots__ = ("worker", "device", "confined", "memory_bytes", "max_queue_bytes", "max_queue", "max_batch", "execution", "read", "gpu_memory_fraction", "max_step")
     WORKER_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     CONFINED_FIELD_NUMBER: _ClassVar[int]
     MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_QUEUE_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_QUEUE_FIELD_NUMBER: _ClassVar[int]
     MAX_BATCH_FIELD_NUMBER: _ClassVar[int]
     EXECUTION_FIELD_NUMBER: _ClassVar[int]
     READ_FIELD_NUMBER: _ClassVar[int]
     GPU_MEMORY_FRACTION_FIELD_NUMBER: _ClassVar[int]
+    MAX_STEP_FIELD_NUMBER: _ClassVar[int]
     worker: int
     device: str
     confined: bool
     memory_bytes: int
+    max_queue_bytes: int
     max_queue: int
     max_batch: int
     execution: str
     read: _containers.RepeatedScalarFieldContainer[str]
     gpu_memory_fraction: float
-    def __init__(self, worker: _Optional[int] = ..., device: _Optional[str] = ..., confined: bool = ..., memory_bytes: _Optional[int] = ..., max_queue: _Optional[int] = ..., max_batch: _Optional[int] = ..., execution: _Optional[str] = ..., read: _Optional[_Iterable[str]] = ..., gpu_memory_fraction: _Optional[float] = ...) -> None: ...
+    max_step: float
+    def __init__(self, worker: _Optional[int] = ..., device: _Optional[str] = ..., confined: bool = ..., memory_bytes: _Optional[int] = ..., max_queue_bytes: _Optional[int] = ..., max_queue: _Optional[int] = ..., max_batch: _Optional[int] = ..., execution: _Optional[str] = ..., read: _Optional[_Iterable[str]] = ..., gpu_memory_fraction: _Optional[float] = ..., max_step: _Optional[float] = ...) -> None: ...
 
 class Kill(_message.Message):
     __slots__ = ("worker",)
