@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from google.protobuf.message import DecodeError, Message
-from worker_values import CALL, MANIFEST, MODEL, PLUGIN, PREVIEW, PROGRESS, RESULT, array
+from worker_values import CALL, MODEL, PLUGIN, PREVIEW, PROGRESS, RESULT, array, damaged
 
 from interpret_server import errors
 from interpret_server.engine.api import Array, Call, Event, Preview, Progress, Target
@@ -26,14 +26,6 @@ from interpret_server.engine.workers.codec import (
     spans,
     spans_bytes,
 )
-from interpret_server.engine.workers.documents import (
-    manifest_from_json,
-    manifest_to_json,
-    model_from_json,
-    model_to_json,
-    plugins_from_json,
-    plugins_to_json,
-)
 from interpret_server.engine.workers.errors import ProtocolError
 from interpret_server.errors import (
     InterpretError,
@@ -42,7 +34,6 @@ from interpret_server.errors import (
     Overloaded,
     Violation,
 )
-from interpret_server.models.manifest import Manifest
 
 CALLS = [
     CALL,
@@ -251,23 +242,6 @@ def test_a_call_whose_memory_was_not_lent_is_refused() -> None:
         decode_call(message, inline)
 
 
-def _damaged(data: bytes, chance: random.Random) -> bytes:
-    damaged = bytearray(data)
-    match chance.randrange(4):
-        case 0:
-            del damaged[chance.randrange(len(damaged)) :]
-        case 1:
-            for _ in range(chance.randint(1, 8)):
-                damaged[chance.randrange(len(damaged))] ^= 1 << chance.randrange(8)
-        case 2:
-            start = chance.randrange(len(damaged))
-            del damaged[start : start + chance.randint(1, 20)]
-        case _:
-            start = chance.randrange(len(damaged))
-            damaged[start:start] = chance.randbytes(chance.randint(1, 20))
-    return bytes(damaged)
-
-
 @pytest.mark.parametrize(
     ("kind", "data", "decode"),
     [
@@ -284,21 +258,10 @@ def test_damaged_messages_are_refused_or_mean_something(
     refused = 0
     for _ in range(1500):
         try:
-            decode(kind.FromString(_damaged(whole, chance)))
+            decode(kind.FromString(damaged(whole, chance)))
         except (ProtocolError, DecodeError):
             refused += 1
     assert refused > 100
-
-
-def test_a_damaged_description_is_refused_or_means_something() -> None:
-    chance, whole = random.Random(0), model_to_json(MODEL).encode()
-    refused = 0
-    for _ in range(1000):
-        try:
-            model_from_json(_damaged(whole, chance).decode(errors="replace"))
-        except ProtocolError:
-            refused += 1
-    assert refused > 500
 
 
 def _classes(root: type[InterpretError]) -> list[type[InterpretError]]:
@@ -352,68 +315,6 @@ def test_a_hostile_time_to_retry_is_ignored(wait: float) -> None:
 
 def test_an_error_with_text_that_is_not_unicode_is_told_all_the_same() -> None:
     assert decode_error(_sent(encode_error(NotFound("no \ud800")))).message == "no \\ud800"
-
-
-def test_a_model_survives() -> None:
-    decoded = model_from_json(model_to_json(MODEL))
-    assert repr(decoded.verification) == repr(MODEL.verification)  # nan is not equal to itself
-    same = dataclasses.replace(decoded, verification=MODEL.verification)
-    assert same == MODEL
-    assert isinstance(same.capabilities, frozenset)
-    assert same.manifest.model_fields_set == MANIFEST.model_fields_set
-
-
-def test_plugins_survive() -> None:
-    other = dataclasses.replace(PLUGIN, name="fgsm", schema={}, requires=frozenset())
-    decoded = plugins_from_json(plugins_to_json((PLUGIN, other)))
-    assert decoded == (PLUGIN, other)
-    assert type(decoded[0].schema["list"][1]) is float
-
-
-@pytest.mark.parametrize(
-    "manifest",
-    [
-        MANIFEST,
-        Manifest(),
-        Manifest.model_validate({"shape": [3, None], "mean": 0.1, "resize": [1, 2]}),
-        Manifest.model_validate({"version": "1", "inputs": [{"dtype": "float32"}]}),
-    ],
-)
-def test_a_manifest_survives_with_what_it_leaves_out(manifest: Manifest) -> None:
-    decoded = manifest_from_json(manifest_to_json(manifest))
-    assert decoded == manifest
-    assert decoded.model_fields_set == manifest.model_fields_set
-    for mine, theirs in zip(decoded.inputs, manifest.inputs, strict=True):
-        assert mine.model_fields_set == theirs.model_fields_set
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "null",
-        "[]",
-        "[" * 100_000,
-        '"\ud7ff',
-        model_to_json(MODEL).replace('"classes":2', f'"classes":{10**30}'),
-        model_to_json(MODEL).replace('"size":1099511627776', f'"size":{2**63}'),
-        model_to_json(MODEL).replace('"bounds":[-Infinity,1e-7]', '"bounds":[0]'),
-        " " * (13 << 20) + model_to_json(MODEL),
-    ],
-)
-def test_a_wrong_description_of_a_model_is_refused(text: str) -> None:
-    with pytest.raises(ProtocolError):
-        model_from_json(text)
-
-
-def test_a_description_that_fits_no_message_is_refused() -> None:
-    with pytest.raises(ProtocolError, match="no JSON form"):
-        model_to_json(dataclasses.replace(MODEL, labels=("\ud800",)))
-    for labels in (("\ud800",), ("x" * 1000,) * 20_000):
-        with pytest.raises(InvalidRequest, match="manifest: as JSON"):
-            manifest_to_json(Manifest(labels=labels))
-    with pytest.raises(ProtocolError, match="to describe"):
-        model_to_json(dataclasses.replace(MODEL, labels=("x" * 1000,) * 20_000))
 
 
 def test_messages_need_no_torch() -> None:

@@ -170,3 +170,21 @@ PLUGIN = PluginInfo(
     fields=(ResultField("adversarial", "image", "what to send"),),
     tensors=(AuxInfo("lower", "lower bounds", True, False), AuxInfo("mask", "", False, True)),
 )
+
+
+def damaged(data: bytes, chance: random.Random) -> bytes:
+    """The data cut short, with other bits, or with bytes less or more."""
+    wrong = bytearray(data)
+    match chance.randrange(4):
+        case 0:
+            del wrong[chance.randrange(len(wrong)) :]
+        case 1:
+            for _ in range(chance.randint(1, 8)):
+                wrong[chance.randrange(len(wrong))] ^= 1 << chance.randrange(8)
+        case 2:
+            start = chance.randrange(len(wrong))
+            del wrong[start : start + chance.randint(1, 20)]
+        case _:
+            start = chance.randrange(len(wrong))
+            wrong[start:start] = chance.randbytes(chance.randint(1, 20))
+    return bytes(wrong)
