@@ -191,7 +191,7 @@ def test_something_is_replaced() -> None:
     assert auto.count("enter") == 1
 
 
-def test_only_networks_with_batch_norm_run_channels_last_by_themselves() -> None:
+def test_networks_with_batch_norm_or_depthwise_layers_run_channels_last_by_themselves() -> None:
     def convolved(how: Execution, norm: Callable[[int], nn.Module]) -> bool:
         net = served(how, torch.float32, norm)
         plan = net._plans.output(net._example)
@@ -204,6 +204,13 @@ def test_only_networks_with_batch_norm_run_channels_last_by_themselves() -> None
     assert not convolved(Execution.AUTO, bare)
     assert convolved(Execution.FAST, bare)
     assert not convolved(Execution.EXACT, nn.BatchNorm2d)
+    for groups in (1, 4, 8):
+
+        def grouped(width: int, groups: int = groups) -> nn.Module:
+            return nn.Conv2d(width, width, 3, padding=1, groups=groups)
+
+        assert convolved(Execution.AUTO, grouped) == (groups == 8)
+        assert not convolved(Execution.EXACT, grouped)
 
 
 # Folding

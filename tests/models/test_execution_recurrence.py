@@ -17,6 +17,7 @@ from interpret_server.models.onnx import import_model
 from interpret_server.models.onnx.operators.cells import GRU, LSTM, RNN, initial_state
 from interpret_server.models.onnx.operators.recurrent import by_direction
 from interpret_server.models.onnx.operators.shape import expand_to, reshape_with_zeros
+from interpret_server.models.torchscript import lower
 
 STEPS, WIDTH, HIDDEN = 5, 3, 4
 Kind = type[nn.RNNBase]
@@ -188,6 +189,54 @@ def test_changed_weights_take_effect() -> None:
     graph.layers.get_submodule("0").weight_hh_l0.mul_(-1)
     assert torch.equal(plans.output(lambda: x)(x), graph(x))
     assert not torch.equal(graph(x), before)
+
+
+class FromZeros(nn.Module):
+    """A recurrent layer of an archive."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x)[0]
+
+
+class FromOnes(FromZeros):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x, torch.ones(4, x.size(0), 4))[0]
+
+
+LAYERS = {
+    "lstm": lambda: nn.LSTM(WIDTH, HIDDEN, 2, bidirectional=True, batch_first=True),
+    "gru": lambda: nn.GRU(WIDTH, HIDDEN, 2, bidirectional=True, batch_first=True, bias=False),
+    "rnn_tanh": lambda: nn.RNN(WIDTH, HIDDEN, 2, bidirectional=True, batch_first=True),
+    "rnn_relu": lambda: nn.RNN(
+        WIDTH, HIDDEN, 2, bidirectional=True, batch_first=True, nonlinearity="relu"
+    ),
+    "projected": lambda: nn.LSTM(WIDTH, HIDDEN, batch_first=True, proj_size=2),
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "start"), [*((kind, FromZeros) for kind in LAYERS), ("gru", FromOnes)]
+)
+def test_layers_of_archives_begin_at_zeros_with_the_same_bits(
+    kind: str, start: type[FromZeros]
+) -> None:
+    torch.manual_seed(0)
+    example = torch.rand(2, STEPS, WIDTH)
+    module = start(LAYERS[kind]()).eval()
+    graph = lower(torch.jit.script(module), (example,)).graph
+    plan = Plans(graph, graph, Execution.EXACT).output(lambda: example)
+    names = [getattr(node.target, "__name__", "") for node in plan.graph.nodes]
+    assert ("from_zeros" in names) == (start is FromZeros and kind != "projected")
+    assert ("recurrent" in names) != ("from_zeros" in names)
+    for rows in (1, 6):
+        x = torch.rand(rows, STEPS, WIDTH)
+        found, expected = value_and_gradient(plan, x), value_and_gradient(graph, x)
+        for ours, theirs in zip(found, expected, strict=True):
+            assert torch.equal(ours, theirs)
 
 
 @pytest.mark.parametrize("how", list(Execution))

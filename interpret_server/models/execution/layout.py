@@ -43,6 +43,11 @@ def leave(x: Tensor) -> Tensor:
     return y
 
 
+def is_depthwise(convolution: Any) -> bool:
+    """Whether every channel of a convolution's input is convolved by itself."""
+    return bool(convolution.groups == convolution.in_channels > 1)
+
+
 def channels_last(draft: Draft) -> None:
     """Let the two-dimensional convolutions of a graph work in the channels-last layout."""
     strided: set[fx.Node] = set()  # nodes whose tensors may not be contiguous

@@ -17,7 +17,7 @@ from ..batching import InGroups, RowsAtOnce
 from .attention import fuse_attention
 from .draft import Draft, Observed, graph_of, observe, writes
 from .folding import fold, is_norm
-from .layout import channels_last
+from .layout import channels_last, is_depthwise
 from .pieces import cut_at_once
 from .recurrence import simplify_recurrence
 from .tidying import call_directly, drop_identities, pool_vectorised, work_in_place
@@ -36,9 +36,10 @@ _GLOBAL_HOOKS: tuple[Mapping[Any, Any], ...] = (
 class Execution(StrEnum):
     """How much a faster form may differ from the canonical graph.
 
-    EXACT: in no bit. AUTO: batch norm and constant scales are folded into the layer before them,
-    and networks with batch norm run channels-last on the CPU, which rounds differently; a network
-    with nothing to fold keeps its bits. FAST: every network with two-dimensional convolutions runs
+    EXACT: in no bit. AUTO: batch norm and constant scales are folded into the layer before them;
+    on the CPU, attention that is written out runs by the fused kernel, and networks with batch norm
+    or depthwise convolutions run channels-last. All of these round differently; a network that has
+    none of them keeps its bits. FAST: every network with two-dimensional convolutions runs
     channels-last on the CPU too.
     """
 
@@ -168,7 +169,11 @@ class Plans:
             bool(convolutions)
             and not isinstance(self.body, RowsAtOnce)
             and all(_is_single_on_cpu(module.weight) for module in convolutions)
-            and (self.execution is Execution.FAST or any(map(is_norm, called)))
+            and (
+                self.execution is Execution.FAST
+                or any(map(is_norm, called))
+                or any(map(is_depthwise, convolutions))
+            )
         )
 
     def _refresh(self) -> None:

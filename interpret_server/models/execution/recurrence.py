@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 
 from .draft import Draft, function_name
 
+_OPERATORS = frozenset(("lstm", "gru", "rnn_tanh", "rnn_relu"))
 _ZEROS = frozenset(("zeros", "zeros_like", "new_zeros", "zero_state"))
 _KEEP_ZEROS = frozenset((
     "initial_state", "expand_to", "expand", "slice_along", "slice", "narrow", "select",
@@ -32,18 +33,33 @@ class Stacked(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(layers)
 
-    def forward(self, x: Tensor) -> tuple[Tensor]:
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """The last layer's `(steps, N, directions * hidden)` for `(steps, N, width)`."""
         layers: list[Any] = list(self.layers)
         first, count = layers[0], len(layers)
-        zeros = x.new_zeros(count * (1 + first.bidirectional), x.shape[1], first.hidden_size)
-        states = (zeros, zeros) if first.mode == "LSTM" else zeros
         weights = [weight for layer in layers for weight in layer._flat_weights]
-        run = getattr(torch, first.mode.lower())
-        y, *_ = run(
-            x, states, weights, first.bias, count, 0.0, x.is_cuda, first.bidirectional, False
-        )
-        return (y,)
+        settings = (first.bias, count, 0.0, x.is_cuda, first.bidirectional, False)
+        return from_zeros(first.mode.lower(), x, weights, *settings)[:1]
+
+
+def from_zeros(
+    operator: str, x: Tensor, weights: Sequence[Tensor], *settings: Any
+) -> tuple[Tensor, ...]:
+    """A recurrent operator with first states of zeros.
+
+    Args:
+        operator: `lstm`, `gru`, `rnn_tanh` or `rnn_relu`.
+        x: `(N, steps, width)` or `(steps, N, width)`.
+        weights: of all levels, as torch lists them.
+        settings: whether there are biases, the number of levels, dropout, training, whether there
+            are two directions, and whether rows come first.
+    """
+    _, levels, _, _, both, rows_first = settings
+    rows, hidden = x.shape[0 if rows_first else 1], weights[1].shape[1]
+    zeros = x.new_zeros(levels * (2 if both else 1), rows, hidden)
+    states = (zeros, zeros) if operator == "lstm" else zeros
+    values: tuple[Tensor, ...] = getattr(torch, operator)(x, states, weights, *settings)
+    return values
 
 
 def simplify_recurrence(draft: Draft) -> None:
@@ -51,6 +67,8 @@ def simplify_recurrence(draft: Draft) -> None:
     for node in list(draft.graph.nodes):
         if isinstance(draft.module(node), nn.RNNBase) and len(node.args) == 2 and not node.kwargs:
             _omit_zeros(draft, node)
+        elif function_name(node) == "recurrent" and len(node.args) == 11 and not node.kwargs:
+            _begin_at_zeros(draft, node)
         elif function_name(node) == "by_direction" and len(node.args) == 2:
             _read_joined(draft, node)
     draft.prune()
@@ -107,6 +125,24 @@ def _omit_zeros(draft: Draft, node: fx.Node) -> None:
     constants: list[Tensor] = []
     if all(_is_zero(draft, state, constants) and _is_alike(draft, state, x) for state in given):
         node.args = (x,)
+        draft.copied.extend(constants)
+
+
+def _begin_at_zeros(draft: Draft, node: fx.Node) -> None:
+    """As `_omit_zeros`, for the operator of an archive on sequences of one length."""
+    operator, overload, x, states, weights, *settings = cast(Any, node.args)
+    given = states if isinstance(states, (list, tuple)) else (states,)
+    constants: list[Tensor] = []
+    recurrent = draft.constant(weights[1]) if isinstance(weights, list) else None
+    if operator not in _OPERATORS or overload != "input" or recurrent is None:
+        return
+    gates = {"lstm": 4, "gru": 3}.get(operator, 1)
+    if tuple(recurrent.shape) != (gates * recurrent.shape[-1], recurrent.shape[-1]):
+        return  # an LSTM whose output is projected
+    if len(draft.shape(x) or ()) == 3 and all(
+        _is_zero(draft, state, constants) and _is_alike(draft, state, x) for state in given
+    ):
+        node.target, node.args = from_zeros, (operator, x, weights, *settings)
         draft.copied.extend(constants)
 
 
