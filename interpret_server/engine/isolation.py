@@ -1,11 +1,14 @@
 """What one group of calls must not see of another: random state, default dtype, grad mode."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from ..models.manifest import Precision
+from ..models.products import PRODUCTS
 
 
 @dataclass(frozen=True)
@@ -34,20 +37,28 @@ class Ambient:
 
 
 class Isolation:
-    """A group's own random state and default dtype, while it holds the device and only then."""
+    """A group's own random state and default dtype, while it holds the device and only then.
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    Args:
+        device: that the group computes on.
+        precision: of its model, which decides whether CUDA devices may use TF32.
+    """
+
+    def __init__(self, device: torch.device, precision: Precision = Precision.FLOAT32) -> None:
+        self._device, self._precision = device, precision
         self._outside: Ambient | None = None
+        self._settings = ExitStack()
 
     @contextmanager
     def active(self) -> Iterator[None]:
         """On leaving, the process-wide state and this thread's grad mode are as before."""
         self._outside = Ambient.capture(self._device)
+        self._settings.enter_context(PRODUCTS.held(self._device, self._precision))
         try:
             with torch.enable_grad():
                 yield
         finally:
+            self._settings.close()
             self._outside.restore()
             self._outside = None
 
@@ -57,8 +68,10 @@ class Isolation:
         own = Ambient.capture(self._device)
         if self._outside is not None:
             self._outside.restore()
+        self._settings.close()
         try:
             yield
         finally:
+            self._settings.enter_context(PRODUCTS.held(self._device, self._precision))
             self._outside = Ambient.capture(self._device)
             own.restore()

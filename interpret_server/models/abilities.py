@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, fx
 
 from .batching import InGroups
-from .classifier import Capability, ClassifierModule, Layer
+from .classifier import Capability, Layer
+from .network import ClassifierModule
 from .recording import first_undifferentiable, record
 from .relu_rules import count_rectifiers
 from .sources import brief

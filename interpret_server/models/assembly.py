@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from ..errors import InvalidRequest, ModelRejected
 from .abilities import layers_of, missing_capabilities
 from .batching import InGroups, all_rows_at_once
-from .classifier import Capability, Classifier, ClassifierModule
+from .classifier import Capability, Classifier
 from .determinism import draws_of
 from .inputs import ResolvedInput
 from .logits import (
@@ -24,6 +24,7 @@ from .logits import (
 )
 from .lowered import Lowered, Unlowerable
 from .manifest import OutputKind, OutputSpec
+from .network import ClassifierModule
 from .packing import Packing
 from .precision import to_single
 from .sources import brief

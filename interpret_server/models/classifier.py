@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from ..errors import FailedPrecondition, InvalidRequest
 from .execution import Execution, Plans
+from .manifest import Precision
+from .network import ClassifierModule
 from .packing import Packing
 from .relu_rules import ReluRule, relu_rule
 from .targets import TargetKind, Targets
@@ -67,33 +69,6 @@ class Gradient(NamedTuple):
     inputs: Tensor
     objective: Tensor
     logits: Tensor | None
-
-
-class Normalise(nn.Module):
-    """`(x - mean) / std`, in the units of the model's bounds."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, mean: Tensor, std: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("mean", mean)
-        self.register_buffer("std", std)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return (x - self.mean) / self.std
-
-
-class ClassifierModule(nn.Module):
-    """Preprocessing, the file's network up to its logits, and the class axis, as one module."""
-
-    def __init__(self, normalise: nn.Module, body: nn.Module, head: nn.Module) -> None:
-        super().__init__()
-        self.normalise, self.body, self.head = normalise, body, head
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.head(self.body(self.normalise(x)))
-        return logits
 
 
 class Classifier:
@@ -179,6 +154,16 @@ class Classifier:
         self._execution = execution
         self._prepare()
 
+    @property
+    def precision(self) -> Precision:
+        """Of matrix products and convolutions; all that goes in and comes out has `dtype`."""
+        return self.module.precision
+
+    @precision.setter
+    def precision(self, precision: Precision) -> None:
+        self.module.precision = precision
+        self._prepare()  # plans depend on the types of the values in between
+
     def _current(self) -> Plans:
         if self.module.body is not self._body:  # somebody put another one in its place
             self._prepare()
@@ -194,7 +179,8 @@ class Classifier:
         if plans.hooked:
             logits: Tensor = module(x)
         else:
-            logits = module.head(plans.output(self._example).forward(module.normalise(x)))
+            values = module.compute(lambda rows: plans.output(self._example).forward(rows), x)
+            logits = module.head(values)
         if logits.shape != (len(x), self.classes):
             raise RuntimeError(
                 f"it gives logits of shape {list(logits.shape)} for {len(x)} rows, and not "
@@ -346,8 +332,10 @@ class Classifier:
         Computes no more of the network than those layers need.
         """
         key = tuple(self.layer(name).node for name in layers)
-        plan = self._current().layers(key, self._example)
-        values: tuple[Tensor, ...] = plan(self.module.normalise(x))
+        plans = self._current()
+        values: tuple[Tensor, ...] = self.module.compute(
+            lambda rows: plans.layers(key, self._example)(rows), x
+        )
         return values
 
     def objective(self, x: Tensor, targets: Targets) -> tuple[Tensor, Tensor | None]:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InvalidRequest, ModelRejected
-from .classifier import Bounds, Normalise
+from .classifier import Bounds
 from .manifest import InputKind, InputSpec, Manifest
+from .network import Normalise
 
 _CHANNELS = (1, 3)
 _MOST_ROWS = 1024

@@ -18,9 +18,11 @@ from .execution import Execution
 from .formats import digest, identify
 from .inputs import resolve_inputs
 from .lowered import Lowered, Stateful, Unlowerable
-from .manifest import Format, InputKind, Manifest, OutputSpec
+from .manifest import Format, InputKind, Manifest, OutputSpec, Precision
 from .mismatch import first_difference
 from .original import InputSet, Original
+from .products import PRODUCTS
+from .reduced import check_precision, reduce_precision
 from .rows import Rows, graph_rows, plain_rows
 from .samples import read_samples
 from .sources import Source, brief, open_source
@@ -32,7 +34,7 @@ _RANDOM = (
     "stateful operator)"
 )
 _NOTHING = Verification("none", 0.0, 0.0, (), 0)
-_DEVICE_TOLERANCE = 2e-2  # another device may round convolutions to TF32
+_DEVICE_TOLERANCE = 2e-2  # another device computes convolutions by other algorithms
 
 
 @dataclass(frozen=True)
@@ -118,9 +120,18 @@ def _load(
     if source.decides_by_size and lowered is not None and None in classifier.input_sizes:
         to_file, graph = rows.inputs.to_file, lowered
         classifier.guard = lambda raw: source.decided_otherwise(graph, to_file(raw))
-    real = [] if samples is None else read_samples(samples, rows.inputs, rows.limits)
-    verification, notes = _verified(classifier, body, rows, original, other, lowered, real)
-    _move(classifier, device, rows.x.probes()[1])
+    precision, dtypes = (
+        manifest.precision,
+        {source.dtype, rows.x.dtype, body.precision or source.dtype},
+    )
+    check_precision(precision, device, body.form, dtypes)
+    batches = _batches(rows, other)
+    if samples is not None:
+        batches += read_samples(samples, rows.inputs, rows.limits)
+    verification, notes = _verified(classifier, body, rows, original, lowered, batches)
+    with PRODUCTS.held(device, Precision.FLOAT32):
+        _move(classifier, device, rows.x.probes()[1])
+    notes += reduce_precision(classifier, precision, [rows.encode(raw) for raw in batches])
     info = _info(
         classifier,
         body,
@@ -129,7 +140,7 @@ def _load(
         manifest=manifest,
         file_format=file_format,
         size=size,
-        precision=source.dtype if body.form == "archive" else rows.x.dtype,
+        dtype=source.dtype if body.form == "archive" else rows.x.dtype,
         notes=(
             *source.notes,
             *(note for item in rows.inputs.items for note in item.notes),
@@ -180,14 +191,22 @@ def _body(
     return body, rows, None
 
 
+def _batches(rows: Rows, other: InputSet | None) -> list[Tensor]:
+    """Callers' rows to verify a model with, at another size too where there is one."""
+    limits = [limit or 2 for limit in rows.limits]
+    batches = [*rows.inputs.probes(limits)]
+    if other is not None:
+        batches.append(other.probes(limits)[1])
+    return batches
+
+
 def _verified(
     classifier: Classifier,
     body: Body,
     rows: Rows,
     original: Original,
-    other: InputSet | None,
     lowered: Lowered | None,
-    real: list[Tensor],
+    batches: Sequence[Tensor],
 ) -> tuple[Verification, list[str]]:
     if body.unsteady:
         return _unsteady(classifier, body.unsteady)
@@ -195,11 +214,6 @@ def _verified(
         return _NOTHING, []
     at_once = body.module.size if isinstance(body.module, InGroups) else None
     at_once = 1 if body.mixes_rows else at_once
-    limits = [limit or 2 for limit in rows.limits]
-    batches = [*rows.inputs.probes(limits)]
-    if other is not None:
-        batches.append(other.probes(limits)[1])
-    batches += real
     reference = original.output(body.index, at_once)
 
     def judged(reference: Callable[[Tensor], Tensor], dtype: torch.dtype) -> Verification:
@@ -312,7 +326,7 @@ def _info(
     manifest: Manifest,
     file_format: Format,
     size: int,
-    precision: torch.dtype,
+    dtype: torch.dtype,
     notes: tuple[str, ...],
     max_batch: int,
 ) -> ModelInfo:
@@ -344,7 +358,9 @@ def _info(
         sha256=classifier.sha256,
         size=size,
         device=str(classifier.device),
-        precision=str(precision).removeprefix("torch."),
+        precision=str(dtype).removeprefix("torch.")
+        if manifest.precision is Precision.FLOAT32
+        else manifest.precision.value,
         input_name=inputs[0].name,
         output_name=body.output_name,
         input_shape=inputs[0].shape,

@@ -43,6 +43,14 @@ class InputKind(StrEnum):
     INTEGERS = "integers"  # a mask, lengths and the like; never changed
 
 
+class Precision(StrEnum):
+    """How matrix products and convolutions compute."""
+
+    FLOAT32 = "float32"  # as the file does
+    TF32 = "tf32"  # factors rounded to 10 bits of mantissa, on CUDA devices
+    BFLOAT16 = "bfloat16"  # factors and results rounded to 7 bits of mantissa
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -158,6 +166,11 @@ class Manifest(_Strict):
     straight_through: bool = Field(
         False,
         description="Quantised networks: differentiate rounding as if it were the identity.",
+    )
+    precision: Precision = Field(
+        Precision.FLOAT32,
+        description="Of matrix products and convolutions: `float32` (as the file is), `tf32` (on "
+        "CUDA devices) or `bfloat16`; loading measures what it costs.",
     )
     max_batch: int | None = Field(
         None, ge=1, description="Most rows in one forward pass; null: the server's limit."

@@ -72,7 +72,7 @@ class OpenInferenceServicer(grpc_predict_v2_pb2_grpc.GRPCInferenceServiceService
             outputs=[
                 pb.ModelMetadataResponse.TensorMetadata(
                     name=name,
-                    datatype=inference.datatype_of(info.precision),
+                    datatype=inference.datatype_of(_output_type(info.precision)),
                     shape=(-1, info.classes),
                 )
                 for name in OUTPUTS
@@ -103,3 +103,8 @@ class OpenInferenceServicer(grpc_predict_v2_pb2_grpc.GRPCInferenceServiceService
         for output in wanted:
             inference.add_output(response, output, result.tensors[output], raw=raw)
         return response
+
+
+def _output_type(precision: str) -> str:
+    """Of logits and probabilities, whatever the products in between are rounded to."""
+    return "float64" if precision == "float64" else "float32"

@@ -7,9 +7,10 @@ from torch import Tensor, nn
 from interpret_server.errors import FailedPrecondition, InvalidRequest
 from interpret_server.models.assembly import assemble, from_graph
 from interpret_server.models.batching import InGroups
-from interpret_server.models.classifier import Bounds, Capability, Classifier, ClassifierModule
+from interpret_server.models.classifier import Bounds, Capability, Classifier
 from interpret_server.models.inputs import ResolvedInput
 from interpret_server.models.manifest import OutputSpec
+from interpret_server.models.network import ClassifierModule
 from interpret_server.models.relu_rules import ReluRule
 from interpret_server.models.targets import TargetKind, Targets
 from interpret_server.testing.classifiers import classifier, lowered
