@@ -124,7 +124,9 @@ def plugin(name: str) -> Call[PluginInfo]:
     return Call("PluginService.GetPlugin", request, parse.answered_plugin, retry=True)
 
 
-def predict(name: str, inputs: Any, *, timeout: float | None = None) -> Call[Predictions]:
+def predict(
+    name: str, inputs: Any, *, priority: str | None = None, timeout: float | None = None
+) -> Call[Predictions]:
     """Logits and probabilities of N inputs.
 
     Args:
@@ -132,17 +134,25 @@ def predict(name: str, inputs: Any, *, timeout: float | None = None) -> Call[Pre
         inputs: `(N, *input_shape)` in the model's bounds (anything that numpy can read, torch
             tensors included), a dictionary of them for a model of several inputs, or paths or
             bytes of encoded images (JPEG, PNG), one per row.
+        priority: as for `run`.
         timeout: seconds; None for the client's own.
     """
     content = Content(inputs)
-    request = models_api.PredictRequest(model=name, inputs=content.inputs())
+    request = models_api.PredictRequest(
+        model=name, inputs=content.inputs(), priority=codec.encode_priority(priority)
+    )
     return content.call(
         "ModelService.Predict", request, parse.predictions, retry=True, timeout=timeout
     )
 
 
 def gradient(
-    name: str, inputs: Any, grad_outputs: Any, *, timeout: float | None = None
+    name: str,
+    inputs: Any,
+    grad_outputs: Any,
+    *,
+    priority: str | None = None,
+    timeout: float | None = None,
 ) -> Call[Gradient]:
     """The vector-Jacobian product: the gradient of `sum(grad_outputs * logits)` by the inputs.
 
@@ -150,6 +160,7 @@ def gradient(
         name: a loaded model.
         inputs: as for `predict`.
         grad_outputs: `(N, K)`.
+        priority: as for `run`.
         timeout: seconds; None for the client's own.
 
     Raises:
@@ -157,7 +168,10 @@ def gradient(
     """
     content = Content(inputs, {"grad_outputs": grad_outputs})
     request = models_api.ComputeGradientRequest(
-        model=name, inputs=content.inputs(), grad_outputs=content.tensor("grad_outputs")
+        model=name,
+        inputs=content.inputs(),
+        grad_outputs=content.tensor("grad_outputs"),
+        priority=codec.encode_priority(priority),
     )
     return content.call(
         "ModelService.ComputeGradient", request, parse.gradient, retry=True, timeout=timeout
@@ -165,7 +179,12 @@ def gradient(
 
 
 def activations(
-    name: str, inputs: Any, layers: Sequence[str], *, timeout: float | None = None
+    name: str,
+    inputs: Any,
+    layers: Sequence[str],
+    *,
+    priority: str | None = None,
+    timeout: float | None = None,
 ) -> Call[dict[str, Array]]:
     """Values of layers, name -> `(N, *layer_shape)`.
 
@@ -173,6 +192,7 @@ def activations(
         name: a loaded model.
         inputs: as for `predict`.
         layers: names of layers, as `model(name).layers` lists them.
+        priority: as for `run`.
         timeout: seconds; None for the client's own.
     """
     content = Content(inputs, any_size=True)
@@ -180,6 +200,7 @@ def activations(
         model=name,
         inputs=content.inputs(),
         layers=[layers] if isinstance(layers, str) else layers,
+        priority=codec.encode_priority(priority),
     )
     return content.call(
         "ModelService.ComputeActivations", request, parse.activations, retry=True, timeout=timeout
@@ -196,6 +217,7 @@ def _run_request(
     tensors: Mapping[str, Any] | None,
     render: bool,
     half: bool,
+    priority: str | None,
     *,
     copied: bool = False,
 ) -> tuple[interpret.RunRequest, Content]:
@@ -212,6 +234,7 @@ def _run_request(
         tensors={name: content.tensor(f"tensors.{name}") for name in tensors},
         render=render,
         half_precision=half,
+        priority=codec.encode_priority(priority),
     )
     return request, content
 
@@ -227,6 +250,7 @@ def run(
     tensors: Mapping[str, Any] | None = None,
     render: bool = False,
     half: bool = False,
+    priority: str | None = None,
     timeout: float | None = None,
 ) -> Call[Result]:
     """Run a plugin on a model and wait for its result.
@@ -244,6 +268,7 @@ def run(
         tensors: auxiliary tensors that the plugin declares, by name, one row per input row.
         render: also draw the result as PNG.
         half: fetch floating-point tensors as float16.
+        priority: `low` for batch work, `normal` or `high`: whose work goes first where calls wait.
         timeout: seconds; None for the client's own.
 
     Raises:
@@ -253,7 +278,7 @@ def run(
         Overloaded, Cancelled, DeadlineExceeded, Unavailable, ServerError.
     """
     request, content = _run_request(
-        plugin, model, inputs, target, params, seed, tensors, render, half
+        plugin, model, inputs, target, params, seed, tensors, render, half, priority
     )
     return content.call("InterpretService.Run", request, parse.ran, retry=True, timeout=timeout)
 
@@ -270,6 +295,7 @@ def stream(
     render: bool = False,
     half: bool = False,
     previews: bool = True,
+    priority: str | None = None,
     timeout: float | None = None,
 ) -> Call[Event]:
     """Run a plugin on a model and follow it: progress and previews, then exactly one result.
@@ -277,14 +303,15 @@ def stream(
     Closing the stream, or leaving its `with` block, cancels the call.
 
     Args:
-        plugin, model, inputs, target, params, seed, tensors, render, half, timeout: as for `run`.
+        plugin, model, inputs, target, params, seed, tensors, render, half, priority, timeout: as
+            for `run`.
         previews: also send intermediate images.
 
     Raises:
         as `run`, while the stream is read.
     """
     run, content = _run_request(
-        plugin, model, inputs, target, params, seed, tensors, render, half, copied=True
+        plugin, model, inputs, target, params, seed, tensors, render, half, priority, copied=True
     )
     request = interpret.RunStreamRequest(request=run, previews=previews)
     return content.call("InterpretService.RunStream", request, parse.event, timeout=timeout)

@@ -1,6 +1,7 @@
 """What both clients need to talk to a server: options, credentials, method tables, retries."""
 
 import inspect
+import re
 import time
 from collections.abc import Callable, Mapping
 from functools import update_wrapper
@@ -61,9 +62,14 @@ def methods(channel: Any) -> dict[str, Callable[..., Any]]:
     }
 
 
-def metadata(token: str | None) -> tuple[tuple[str, str], ...]:
-    """The metadata of every call."""
-    return (("authorization", f"Bearer {token}"),) if token else ()
+def metadata(token: str | None, client_id: str | None = None) -> tuple[tuple[str, str], ...]:
+    """The metadata of every call. Raises InvalidRequest where the client's id is not printable."""
+    found = [("authorization", f"Bearer {token}")] if token else []
+    if client_id is not None:
+        if not re.fullmatch(r"[\x20-\x7e]{1,128}", client_id):
+            raise InvalidRequest.field("client_id", "give 1 to 128 printable ASCII characters")
+        found.append(("x-client-id", client_id))
+    return tuple(found)
 
 
 def check_timeout(timeout: float | None) -> float | None:

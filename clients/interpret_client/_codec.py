@@ -21,6 +21,11 @@ Inputs = Array | dict[str, Array] | list[bytes] | None
 
 IMAGE_BYTES = 1 << 20
 
+_PRIORITIES: Mapping[str, types.Priority] = {
+    "low": types.PRIORITY_LOW,
+    "normal": types.PRIORITY_NORMAL,
+    "high": types.PRIORITY_HIGH,
+}
 _DTYPES: Mapping[str, types.DataType] = {
     "float32": types.DATA_TYPE_FLOAT32,
     "float64": types.DATA_TYPE_FLOAT64,
@@ -247,6 +252,15 @@ def encode_seeds(seed: int | Sequence[int] | None) -> list[int]:
     if not all(0 <= item < 2**64 for item in seeds):
         raise InvalidRequest.field("seed", "give whole numbers from 0 to 2**64 - 1")
     return seeds
+
+
+def encode_priority(priority: str | None) -> types.Priority:
+    """None, `low`, `normal` or `high`."""
+    if priority is None:
+        return types.PRIORITY_UNSPECIFIED
+    if priority not in _PRIORITIES:
+        raise InvalidRequest.field("priority", "give low, normal or high")
+    return _PRIORITIES[priority]
 
 
 def encode_params(params: Mapping[str, Any] | None) -> str:

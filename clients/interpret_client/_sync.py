@@ -113,11 +113,12 @@ class Client:
         tls: Tls = None,
         timeout: float | None = None,
         tries: int = TRIES,
+        client_id: str | None = None,
     ) -> None:
         self.address = address
         self._timeout = check_timeout(timeout)
         self._tries = max(tries, 1)
-        self._metadata = metadata(token)
+        self._metadata = metadata(token, client_id)
         self._channel = open_channel(address, tls, grpc.insecure_channel, grpc.secure_channel)
         self._methods = methods(self._channel)
 
@@ -171,6 +172,7 @@ def connect(
     tls: Tls = None,
     timeout: float | None = None,
     tries: int = TRIES,
+    client_id: str | None = None,
 ) -> Client:
     """A client of the server at `address`; close it, or use it in a `with` block.
 
@@ -186,5 +188,7 @@ def connect(
         timeout: seconds that each call may take, unless it says otherwise; None for no limit.
         tries: how often to try a call that changes nothing, where the server is overloaded or
             not reachable.
+        client_id: who calls, 1 to 128 printable ASCII characters: the server shares its devices
+            fairly between clients; None to be told apart by address.
     """
-    return Client(address, token=token, tls=tls, timeout=timeout, tries=tries)
+    return Client(address, token=token, tls=tls, timeout=timeout, tries=tries, client_id=client_id)

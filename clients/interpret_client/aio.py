@@ -155,11 +155,12 @@ class AsyncClient:
         tls: Tls = None,
         timeout: float | None = None,
         tries: int = TRIES,
+        client_id: str | None = None,
     ) -> None:
         self.address = address
         self._timeout = check_timeout(timeout)
         self._tries = max(tries, 1)
-        self._metadata = metadata(token)
+        self._metadata = metadata(token, client_id)
         self._channel = open_channel(
             address, tls, grpc.aio.insecure_channel, grpc.aio.secure_channel
         )
@@ -217,9 +218,12 @@ def connect(
     tls: Tls = None,
     timeout: float | None = None,
     tries: int = TRIES,
+    client_id: str | None = None,
 ) -> AsyncClient:
     """An asynchronous client; close it, or use it in an `async with` block.
 
     Call it inside a coroutine. The arguments are those of `interpret_client.connect`.
     """
-    return AsyncClient(address, token=token, tls=tls, timeout=timeout, tries=tries)
+    return AsyncClient(
+        address, token=token, tls=tls, timeout=timeout, tries=tries, client_id=client_id
+    )

@@ -49,7 +49,7 @@ def test_methods_show_their_own_signature() -> None:
     import inspect
 
     signature = inspect.signature(Client.predict)
-    assert list(signature.parameters) == ["self", "name", "inputs", "timeout"]
+    assert list(signature.parameters) == ["self", "name", "inputs", "priority", "timeout"]
     assert signature.return_annotation is interpret_client.Predictions
     bound = inspect.signature(interpret_client.aio.AsyncClient.run)
     assert bound.parameters["seed"].default is None

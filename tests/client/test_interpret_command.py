@@ -18,6 +18,7 @@ from click.testing import CliRunner, Result
 from fake_interpret_server import Failure, FakeServer
 from google.rpc import error_details_pb2
 
+from interpret_api.v1 import types_pb2 as types
 from interpret_client.cli import main
 
 Command = Callable[..., Result]
@@ -190,11 +191,14 @@ def test_run_prints_one_document_and_nothing_else(
 def test_run_without_inputs_and_output_writes_nothing(
     interpret: Command, fake: FakeServer, tmp_path: Path
 ) -> None:
-    result = interpret("run", "saliency", "net", "--target", "layer:/a/b.3/channel:17")
+    result = interpret(
+        "run", "saliency", "net", "--target", "layer:/a/b.3/channel:17", "--priority=low"
+    )
     assert result.exit_code == 0
     request = fake.requests["RunStream"][0].request
     assert not request.HasField("inputs")
     assert not request.render
+    assert request.priority == types.PRIORITY_LOW
     assert (request.targets[0].layer, request.targets[0].channel) == ("/a/b.3", 17)
     assert list(tmp_path.iterdir()) == []
 
@@ -265,6 +269,7 @@ def test_unknown_names_end_with_status_1(
         ("run", "saliency", "net", "--param", "epsilon=1/0"),
         ("run", "saliency", "net", "--params", "{image}"),
         ("run", "saliency", "net", "--seed", "-1"),
+        ("run", "saliency", "net", "--priority", "urgent"),
         ("run", "saliency", "net", "--tensor", "mask={image}"),
         ("load", "new", "absent.pt"),
         ("load", "new", "{image}", "--server-path", "net"),

@@ -56,6 +56,11 @@ from ._output import class_text, console, print_json, table
 @click.option(
     "--render/--no-render", default=None, help="Draw the result as PNG. [default: with --output]"
 )
+@click.option(
+    "--priority",
+    type=click.Choice(["low", "normal", "high"]),
+    help="Whose work goes first where calls wait. [default: normal]",
+)
 @connection_options
 @click.pass_obj
 def run(
@@ -71,6 +76,7 @@ def run(
     output: Path | None,
     overwrite: bool,
     render: bool | None,
+    priority: str | None,
 ) -> None:
     """Run PLUGIN on MODEL, for images (.png, .jpg) or arrays (.npy, .npz, FILE.npz:NAME).
 
@@ -95,6 +101,7 @@ def run(
             tensors=arrays,
             render=output is not None if render is None else render,
             previews=False,
+            priority=priority,
         )
         with stream:
             result = _follow(stream, f"{plugin} on {model}", quiet=settings.json)
