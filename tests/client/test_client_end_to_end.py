@@ -4,6 +4,7 @@ import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import captum.attr
 import numpy as np
@@ -14,7 +15,7 @@ from PIL import Image
 from torch import nn
 
 import interpret_client
-from interpret_client import Client
+from interpret_client import Client, _chunks, _content
 from interpret_client.cli import main
 from interpret_plugins.attacks.pgd import PGD
 from interpret_plugins.attribution.saliency import Saliency
@@ -130,6 +131,44 @@ def test_stream_of_a_synthesis_reports_and_draws(client: Client, tmp_path: Path)
     for path in pictures:
         with Image.open(path) as picture:
             assert picture.width >= 8
+
+
+def test_large_calls_give_the_same_to_the_last_bit(
+    address: str, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = np.random.default_rng(7).random((600, *SHAPE), dtype=np.float32)
+    weights = np.random.default_rng(8).random((600, 3), dtype=np.float32)
+    layer = next(layer.name for layer in client.model("net").layers if len(layer.shape) == 3)
+
+    def answers() -> list[np.ndarray]:
+        run = client.run("saliency", "net", x, target=1)
+        event = list(client.stream("saliency", "net", x, target=1))[-1]
+        assert event.result is not None
+        gradient = client.gradient("net", x, weights).gradient
+        assert gradient is not None
+        return [
+            run.tensors["attributions"],
+            event.result.tensors["attributions"],
+            client.predict("net", x).logits,
+            gradient,
+            client.activations("net", x, [layer])[layer],
+        ]
+
+    whole = answers()
+    sent: list[str] = []
+    messages = _chunks.Parts.messages
+
+    def counted(self: _chunks.Parts, kind: str, request: Any) -> Any:
+        sent.append(kind)
+        return messages(self, kind, request)
+
+    monkeypatch.setattr(_chunks.Parts, "messages", counted)
+    monkeypatch.setattr(_content, "LARGE_BYTES", 1000)
+    in_chunks = answers()
+    kinds = ["run", "run_stream", "compute_gradient", "predict", "compute_activations"]
+    assert sorted(sent) == sorted(kinds)
+    for one, two in zip(whole, in_chunks, strict=True):
+        np.testing.assert_array_equal(one, two)
 
 
 def test_provenance_repeats_the_result_exactly(client: Client, inputs: np.ndarray) -> None:

@@ -55,6 +55,43 @@ print(json.dumps({
 }))
 """
 
+CHUNKED = """
+from interpret_api.v1 import chunked_service_pb2 as chunked
+from interpret_api.v1 import chunked_service_pb2_grpc as chunked_stubs
+from interpret_api.v1 import interpret_service_pb2 as runs, interpret_service_pb2_grpc as run_stubs
+from interpret_api.v1 import types_pb2 as types
+assert chunked.__file__.startswith(folder)
+
+ROWS, SIZE = 16000, 50000
+data = struct.pack(f"<{2 * ROWS}f", *(i / (2 * ROWS) for i in range(2 * ROWS)))
+
+def request(tensor):
+    target = types.Target(class_index=1)
+    inputs = types.Inputs(tensor=tensor)
+    return runs.RunRequest(model="net", plugin="saliency", inputs=inputs, targets=[target])
+
+def messages():
+    tensor = types.Tensor(dtype=types.DATA_TYPE_FLOAT32, shape=[ROWS, 2], part=1)
+    header = chunked.RequestHeader(run=request(tensor), part_sizes=[len(data)])
+    yield chunked.CallRequest(header=header)
+    for start in range(0, len(data), SIZE):
+        chunk = chunked.Chunk(part=1, data=data[start:start + SIZE])
+        yield chunked.CallRequest(chunk=chunk)
+
+with grpc.insecure_channel(address) as channel:
+    first, *rest = chunked_stubs.ChunkedServiceStub(channel).Call(messages())
+    whole = types.Tensor(dtype=types.DATA_TYPE_FLOAT32, shape=[ROWS, 2], data=data)
+    expected = run_stubs.InterpretServiceStub(channel).Run(request(whole)).result
+result = first.header.run.result
+received = b"".join(message.chunk.data for message in rest)
+print(json.dumps({
+    "sizes": list(first.header.part_sizes),
+    "part": result.tensors["attributions"].part,
+    "equal": received == expected.tensors["attributions"].data,
+    "row": floats(received[:8]),
+}))
+"""
+
 OPEN_INFERENCE = """
 from interpret_api.open_inference import grpc_predict_v2_pb2 as pb
 from interpret_api.open_inference import grpc_predict_v2_pb2_grpc as stubs
@@ -149,3 +186,16 @@ def test_a_plain_open_inference_client_gets_predictions(compiled: Path, linear: 
     with serve(Registry(), {"net": net}) as address:
         answer = client(OPEN_INFERENCE, compiled, address)
     assert answer == {"outputs": ["logits", "probabilities"], "raw": [2, 5], "typed": [2, 5]}
+
+
+def test_a_client_made_from_the_protos_sends_and_reads_chunks(
+    compiled: Path, linear: object
+) -> None:
+    from interpret_plugins.attribution.saliency import Saliency
+
+    registry = Registry()
+    registry.add(Saliency, "interpret-server")
+    net = classifier(linear, (2,), name="net")
+    with serve(registry, {"net": net}) as address:
+        answer = client(CHUNKED, compiled, address)
+    assert answer == {"sizes": [128000], "part": 1, "equal": True, "row": [3, 5]}
