@@ -6,6 +6,7 @@ prints how many calls were answered meanwhile. It imports no torch.
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -97,6 +98,7 @@ def main(address: str, text: str) -> None:
     print("running", flush=True)
     sys.stdin.read()
     print((answered - before) / (time.perf_counter() - start), flush=True)
+    os._exit(0)  # the callers go on, and would be in the middle of a call
 
 
 if __name__ == "__main__":

@@ -48,10 +48,10 @@ def _labels(net: Network, images: Images) -> Labels:
 
 
 WORK = Work(
-    "squeezenet" if DEVICE.type == "cuda" else "resnet20", "pgd", _PARAMS, _here, _labels, 1, 8
+    "squeezenet" if DEVICE.type == "cuda" else "resnet20", "pgd", _PARAMS, _here, _labels, 1, 4
 )
 
 
 def main(*, quick: bool = False) -> dict[str, Any]:
     """Measure and return the figures."""
-    return measure(WORK, 1 if quick else 3, quick=quick)
+    return measure(WORK, 1 if quick else 2, quick=quick)

@@ -25,4 +25,4 @@ WORK = Work("squeezenet", "saliency", {}, _here, _labels)
 
 def main(*, quick: bool = False) -> dict[str, Any]:
     """Measure and return the figures."""
-    return measure(WORK, 1 if quick else 4, quick=quick)
+    return measure(WORK, 1 if quick else 2, quick=quick)

@@ -20,7 +20,7 @@ import interpret_client
 
 from .._architectures import build
 from .._load import rate
-from .._networks import DEVICE, Images, Network, network
+from .._networks import DEVICE, Images, Labels, Network, network
 from .._sampling import Block, in_turn, spread
 from .._serving import MODES, serve_all
 
@@ -38,6 +38,7 @@ def main(*, quick: bool = False) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         net = network("resnet50", Path(folder))
         images = net.images(max(BATCHES))
+        labels = net.least_likely(images[:ROWS])
         work = _work(eager, images[:1])
         block = Block(0, 1, 1e-9) if quick or not GPU else Block(0.3, 3, 0.1)
         sides: dict[str, Callable[[], float]] = {
@@ -52,7 +53,9 @@ def main(*, quick: bool = False) -> dict[str, Any]:
                     sides[f"{mode} saliency callers {callers}"] = partial(
                         _saliency, served.address, net, images[:ROWS], callers, work
                     )
-                sides[f"{mode} pgd"] = partial(_pgd, served.address, net, images[:ROWS], work)
+                sides[f"{mode} pgd"] = partial(
+                    _pgd, served.address, net, images[:ROWS], labels, work
+                )
             for side in sides.values():
                 side()
             rates = in_turn(sides, 1 if quick else 3)
@@ -119,10 +122,9 @@ def _saliency(address: str, net: Network, images: Images, callers: int, work: fl
     return len(images) * work * rate(address, callers, 4 if GPU else 1, ask)
 
 
-def _pgd(address: str, net: Network, images: Images, work: float) -> float:
+def _pgd(address: str, net: Network, images: Images, labels: Labels, work: float) -> float:
     """Steps of an attack that cannot succeed; its queries tell how many passes it made."""
     params = {"steps": STEPS, "epsilon": 1e-6, "confirm_small_epsilon": True, "targeted": True}
-    labels = net.least_likely(images)
     passes: list[float] = []
 
     def ask(client: interpret_client.Client, _: int) -> None:

@@ -84,9 +84,9 @@ def _asked(servers: dict[str, Served], ask: Callable[[interpret_client.Client], 
 def _cell(sides: Sides, *, quick: bool) -> dict[str, Any]:
     for side in sides.values():
         side()
-    block = Block(0, 1, 0) if quick else Block(0.1, 1, 0.04)
+    block = Block(0, 1, 0) if quick else Block(0.1, 1, 0.02)
     times = in_turn(
-        {name: partial(block.median, side) for name, side in sides.items()}, 2 if quick else 5
+        {name: partial(block.median, side) for name, side in sides.items()}, 2 if quick else 3
     )
     return {
         "milliseconds": {

@@ -26,7 +26,7 @@ _PGD = {"steps": 40, "epsilon": 1e-5, "targeted": True, "confirm_small_epsilon":
 
 def main(*, quick: bool = False) -> dict[str, Any]:
     """Measure and return the figures."""
-    seconds, samples = (2.0, 200) if quick else (10.0, 1000)
+    seconds, samples = (2.0, 200) if quick else (8.0, 1000)
     with tempfile.TemporaryDirectory() as folder:
         small, large = network("lenet5", Path(folder)), network("squeezenet", Path(folder))
         beside = {

@@ -28,7 +28,7 @@ def main(*, quick: bool = False) -> dict[str, Any]:
         networks = [network(name, Path(folder)) for name in NETWORKS]
         with serve_all() as servers:
             memory = {mode: _memory(served, networks) for mode, served in servers.items()}
-            loads = {net.name: _loads(net, servers, 2 if quick else 7) for net in networks}
+            loads = {net.name: _loads(net, servers, 1 if quick else 3) for net in networks}
     return {
         "start_seconds": {mode: spread(values) for mode, values in starts.items()},
         "load": loads,
@@ -45,8 +45,6 @@ def _loads(net: Network, servers: dict[str, Served], rounds: int) -> dict[str, A
     sides = {"load_classifier": partial(_timed_here, net)} | {
         mode: partial(_timed_served, served, net) for mode, served in servers.items()
     }
-    for side in sides.values():
-        side()
     times = in_turn(sides, rounds)
     return {
         "seconds": {name: spread(values) for name, values in times.items()},
