@@ -21,9 +21,9 @@ from ..occupancy import Occupancy
 from .connection import Connection
 from .keeper import Keeper, Patience, Source
 from .nursery import Limits, Nursery, NurseryError
+from .turns import Turns
 
 _logger = logging.getLogger(__name__)
-_LOADS_AT_ONCE = 2
 _NURSERY_WAIT = (0.0, 1.0, 5.0, 15.0, 60.0)  # seconds before the nursery is started again
 
 
@@ -55,7 +55,7 @@ class Fleet:
         self._plugins: tuple[PluginInfo, ...] = ()
         self._keepers: dict[str, Keeper] = {}
         self._loading: set[str] = set()
-        self._turns = asyncio.Semaphore(_LOADS_AT_ONCE)
+        self._turns = Turns()
         self._calls = Occupancy()
         self._ready = asyncio.Event()  # the nursery runs
         self._tasks: set[asyncio.Task[None]] = set()
@@ -108,7 +108,7 @@ class Fleet:
         try:
             source = await asyncio.to_thread(_kept, Source(name, path, manifest, samples), folder)
             keeper = Keeper(source, self._devices, self._spawn, self._patience, folder)
-            async with self._turns:
+            async with self._turns.turn():
                 self._check_open()
                 info = await keeper.load()
         except BaseException:
