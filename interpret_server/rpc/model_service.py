@@ -14,6 +14,7 @@ from ..models.manifest import manifest_from_json
 from ..models.repository import resolve
 from . import codec
 from .calls import result_of
+from .descriptions import from_model
 from .methods import METHODS
 from .names import Names
 from .upload import already_loaded, receive
@@ -51,7 +52,7 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
             replace=request.replace,
             samples=entry.samples,
         )
-        return pb.LoadModelResponse(model=codec.from_model(info))
+        return pb.LoadModelResponse(model=from_model(info))
 
     async def UploadModel(
         self, requests: AsyncIterator[pb.UploadModelRequest], context: Any
@@ -61,7 +62,7 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
             info = await self._worker.load(
                 upload.name, upload.path, upload.manifest, replace=upload.replace
             )
-        return pb.UploadModelResponse(model=codec.from_model(info))
+        return pb.UploadModelResponse(model=from_model(info))
 
     async def UnloadModel(
         self, request: pb.UnloadModelRequest, context: Any
@@ -73,13 +74,13 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
     async def GetModel(self, request: pb.GetModelRequest, context: Any) -> pb.GetModelResponse:
         """What is known of one model."""
         await self._worker.arrive(request.name)
-        return pb.GetModelResponse(model=codec.from_model(self._model(request.name)))
+        return pb.GetModelResponse(model=from_model(self._model(request.name)))
 
     async def ListModels(
         self, request: pb.ListModelsRequest, context: Any
     ) -> pb.ListModelsResponse:
         """What is known of every model."""
-        return pb.ListModelsResponse(models=map(codec.from_model, self._worker.models()))
+        return pb.ListModelsResponse(models=map(from_model, self._worker.models()))
 
     async def Predict(self, request: pb.PredictRequest, context: Any) -> pb.PredictResponse:
         """Logits, probabilities and the most probable classes."""

@@ -8,6 +8,7 @@ from interpret_api.v1 import plugin_service_pb2_grpc
 from ..engine.api import PluginInfo, Worker
 from ..errors import NotFound
 from . import codec
+from .descriptions import from_plugin
 
 
 def public_plugins(worker: Worker) -> dict[str, PluginInfo]:
@@ -27,7 +28,7 @@ class PluginServicer(plugin_service_pb2_grpc.PluginServiceServicer):
         """Every plugin, or those of one kind."""
         found = public_plugins(self._worker).values()
         return pb.ListPluginsResponse(
-            plugins=[codec.from_plugin(info) for info in found if request.kind in ("", info.kind)]
+            plugins=[from_plugin(info) for info in found if request.kind in ("", info.kind)]
         )
 
     async def GetPlugin(self, request: pb.GetPluginRequest, context: Any) -> pb.GetPluginResponse:
@@ -36,7 +37,7 @@ class PluginServicer(plugin_service_pb2_grpc.PluginServiceServicer):
         found = public_plugins(self._worker)
         if name not in found:
             raise unknown_plugin(name)
-        return pb.GetPluginResponse(plugin=codec.from_plugin(found[name]))
+        return pb.GetPluginResponse(plugin=from_plugin(found[name]))
 
 
 def unknown_plugin(name: str) -> NotFound:
