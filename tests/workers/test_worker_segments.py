@@ -296,6 +296,17 @@ def test_a_reader_copies_no_more_than_was_lent(pool: SegmentPool) -> None:
     assert read(pb.Block(inline=b"abc")) == b"abc"
 
 
+@pytest.mark.parametrize("size", [100_000, 8 << 20])
+def test_what_was_read_does_not_change_any_more(pool: SegmentPool, size: int) -> None:
+    segment = pool.acquire(size)
+    segment.view[:size] = b"a" * size
+    copy = Reader({segment.id: segment})(pb.Block(span=pb.Span(segment=segment.id, length=size)))
+    segment.view[:size] = b"b" * size
+    assert copy == b"a" * size
+    with pytest.raises(TypeError):
+        memoryview(copy)[0] = 0
+
+
 def test_a_reader_and_a_writer_outlive_their_segment(pool: SegmentPool) -> None:
     segment = pool.acquire(SMALLEST)
     read, write = Reader({segment.id: segment}), Writer(segment.view, segment.id)

@@ -12,6 +12,8 @@ import os
 from collections.abc import Mapping
 from itertools import count
 
+import numpy as np
+
 from ...errors import Overloaded
 from . import protocol_pb2 as pb
 from .errors import ProtocolError
@@ -20,6 +22,7 @@ from .memory import available_bytes
 
 SMALLEST = 64 * 1024  # bytes of the smallest segment
 _LARGE = 1 << 20  # bytes above which is asked how much memory is left
+_MANY = 8 << 20  # bytes of a tensor that travels in chunks, which need no `bytes`
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 _NOT_EXECUTABLE = 0x8  # MFD_NOEXEC_SEAL, since Linux 6.3
 
@@ -175,8 +178,8 @@ class Reader:
         self._views = {key: item.view[:] for key, item in segments.items() if not item.closed}
         self._left = sum(map(len, self._views.values()))
 
-    def __call__(self, block: pb.Block) -> bytes:
-        """The bytes of a block.
+    def __call__(self, block: pb.Block) -> bytes | memoryview:
+        """A copy of the bytes of a block; while many are copied, other threads run.
 
         Raises:
             ProtocolError: it is in no segment, or all blocks together are larger than the segments.
@@ -191,7 +194,12 @@ class Reader:
         self._left -= span.length
         if self._left < 0:
             raise ProtocolError("the spans hold more bytes than the segments lent to the call")
-        return bytes(view[span.offset : span.offset + span.length])
+        source = view[span.offset : span.offset + span.length]
+        if span.length < _MANY:
+            return bytes(source)
+        copy = np.empty(span.length, np.uint8)
+        np.copyto(copy, np.frombuffer(source, np.uint8))
+        return copy.data.toreadonly()
 
 
 class Mapped:
