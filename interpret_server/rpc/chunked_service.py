@@ -10,11 +10,13 @@ from interpret_api.v1 import chunked_service_pb2 as pb
 from interpret_api.v1 import chunked_service_pb2_grpc
 
 from ..engine import api
-from ..errors import DeadlineExceeded, InvalidRequest
+from ..errors import DeadlineExceeded, InvalidRequest, Overloaded
 from . import codec
 from .calls import result_of
 from .methods import METHODS, Method
 from .parts import Incoming, Outgoing
+
+_REQUESTS = 4  # of the largest size, which may arrive at once; of smaller ones more
 
 Messages = AsyncIterator[pb.CallRequest]
 
@@ -31,6 +33,7 @@ class ChunkedServicer(chunked_service_pb2_grpc.ChunkedServiceServicer):
     def __init__(self, worker: api.Worker, max_request_bytes: int, idle_timeout: float) -> None:
         self._worker = worker
         self._max_request_bytes, self._idle_timeout = max_request_bytes, idle_timeout
+        self._arriving = 0  # bytes of requests that are not complete
 
     async def Call(self, requests: Messages, context: Any) -> None:
         """One call; its fields are checked before its parts are read."""
@@ -69,10 +72,18 @@ class ChunkedServicer(chunked_service_pb2_grpc.ChunkedServiceServicer):
 
     async def _receive(self, messages: Messages, parts: Incoming) -> None:
         """Read the chunks, and that nothing follows them."""
-        while (message := await self._next(messages)) is not None:
-            if message.WhichOneof("message") != "chunk":
-                raise InvalidRequest.field("chunk", "only the first message has a header")
-            parts.fill(message.chunk)
+        arrived = 0
+        try:
+            while (message := await self._next(messages)) is not None:
+                if message.WhichOneof("message") != "chunk":
+                    raise InvalidRequest.field("chunk", "only the first message has a header")
+                size = parts.fill(message.chunk)
+                arrived += size
+                self._arriving += size
+                if self._arriving > _REQUESTS * self._max_request_bytes:
+                    raise Overloaded("too many large requests are arriving; try again later")
+        finally:
+            self._arriving -= arrived
         parts.check_complete()
 
     async def _next(self, messages: Messages) -> pb.CallRequest | None:

@@ -78,8 +78,8 @@ class Incoming:
         """Whether every byte has come."""
         return self._part > len(self._buffers)
 
-    def fill(self, chunk: pb.Chunk) -> None:
-        """Put a chunk where it belongs.
+    def fill(self, chunk: pb.Chunk) -> int:
+        """Put a chunk where it belongs; returns its bytes.
 
         Raises:
             InvalidRequest: it is not the next one, or its size is wrong.
@@ -105,6 +105,7 @@ class Incoming:
         self._filled = end
         if end == len(buffer):
             self._part, self._filled = self._part + 1, 0
+        return len(data)
 
     def check_complete(self) -> None:
         """Refuse a request that ended too early.

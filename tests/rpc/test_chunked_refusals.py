@@ -1,9 +1,10 @@
 """Chunked calls that are wrong, stall, or are given up, over a fake worker."""
 
+import contextlib
 import gc
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import grpc
 import pytest
@@ -181,6 +182,13 @@ def test_a_wrong_cotangent_is_called_as_in_the_request(stub: ChunkedServiceStub)
     assert list(failure.fields) == ["grad_outputs"]
 
 
+def until(reached: Callable[[], bool]) -> None:
+    end = time.monotonic() + LONG
+    while not reached():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
 class Stalled(Iterator[pb.CallRequest]):
     """Messages, after which nothing more comes until the test is over."""
 
@@ -251,6 +259,36 @@ def test_the_deadline_ends_a_call_that_is_still_arriving(
     assert not worker.calls
 
 
+def test_more_bytes_than_may_arrive_at_once_are_refused_until_others_are_through(
+    worker: FakeWorker,
+) -> None:
+    data = bytes(MIB)
+    request = run_request(types.Tensor(dtype=types.DATA_TYPE_UINT8, shape=[MIB], part=1))
+    with (
+        serve(worker=worker, max_request_bytes=MIB) as address,
+        grpc.insecure_channel(address) as channel,
+    ):
+        stub = ChunkedServiceStub(channel)
+        waiting = [Stalled([header([MIB], run=request), chunk(1, data[1:])]) for _ in range(4)]
+        streams = [stub.Call(messages) for messages in waiting]
+        assert all(messages.waiting.wait(LONG) for messages in waiting)
+
+        def outcome() -> StatusCode:
+            stream = stub.Call(call(data, run=request))
+            with contextlib.suppress(grpc.RpcError):
+                list(stream)
+            return stream.code()
+
+        until(lambda: outcome() is StatusCode.RESOURCE_EXHAUSTED)
+        failure = failure_of(lambda: list(stub.Call(call(data, run=request))))
+        assert failure.reason == "OVERLOADED"
+        assert failure.retry_after
+        for stream, messages in zip(streams, waiting, strict=True):
+            stream.cancel()
+            messages.over.set()
+        until(lambda: outcome() is StatusCode.OK)
+
+
 def buffers() -> int:
     """Requests that the server of this process is putting together."""
     return sum(type(item) is parts_module.Incoming for item in gc.get_objects())
@@ -269,10 +307,7 @@ def test_nothing_is_left_of_calls_that_are_cancelled_while_they_arrive(
         assert messages.waiting.wait(LONG)
         stream.cancel()
         messages.over.set()
-    end = time.monotonic() + LONG
-    while buffers() > before and time.monotonic() < end:
-        time.sleep(0.01)
-    assert buffers() == before
+    until(lambda: buffers() == before)
     assert not worker.calls
     ((_, parts),) = answers(
         stub.Call(call(large.tobytes(), run=run_request(beside(large.shape, 1))))
