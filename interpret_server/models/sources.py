@@ -15,16 +15,18 @@ from .inputs import FileInput
 from .lowered import Lowered, Unlowerable
 from .manifest import Format
 
+_log = logging.getLogger(__name__)
+_NO_KERNEL = re.compile(r"Could not run '[\w:.]{1,100}' with arguments from the '\w{1,50}' backend")
+
 
 def brief(error: BaseException) -> str:
     """The last line of an error's message, without what came before it, in printable characters."""
+    if missing := _NO_KERNEL.search(str(error)):  # what follows lists all kernels there are
+        return missing[0]
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     last = lines[-1] if lines else type(error).__name__
     last = re.sub(r"^[\w.]*(Error|Exception): ", "", last)[:300]
     return "".join(character if character.isprintable() else "?" for character in last)
-
-
-_log = logging.getLogger(__name__)
 
 
 class Source(ABC):

@@ -106,3 +106,7 @@ def test_what_a_program_says_is_told_in_printable_characters() -> None:
         "two?[2J?? words"
     )
     assert len(brief(ValueError("x" * 10_000))) == 300
+    with pytest.raises(NotImplementedError) as caught:
+        torch.ones(2).to_sparse().to_mkldnn()
+    assert brief(caught.value).startswith("Could not run 'aten::to_mkldnn' with arguments from")
+    assert "/" not in brief(caught.value)

@@ -46,6 +46,10 @@ self.n = k
 _LOUD = "k" * 200
 
 
+def _infinite(x: Array) -> Array:
+    return np.where(x[:, :3] > 0, np.float32("inf"), np.float32("nan"))
+
+
 def _nan(x: Array) -> Array:
     return x[:, :3] * np.float32("nan")
 
@@ -173,6 +177,23 @@ CALLED: dict[str, tuple[str, dict[str, Any]]] = {
         "y = torch.linear(x, self.w)\nz = torch.mul_(torch.detach(self.w), 2.)\nreturn y",
         {"right": None},
     ),
+    "detaches-its-input": ("return torch.linear(torch.detach(x), self.w)", {}),
+    "forbids-gradients": (
+        "x = torch.requires_grad_(torch.detach(x), False)\nreturn torch.linear(x, self.w)",
+        {},
+    ),
+    "answers-in-another-type": ("return torch.to(torch.linear(x, self.w), 3)", {"right": None}),
+    "answers-complex-numbers": ("return torch.complex(x, x)", {"right": None}),
+    "answers-sparse": ("return torch.to_sparse(torch.linear(x, self.w), 2)", {}),
+    "answers-on-no-device": (
+        'return torch.to(torch.linear(x, self.w), torch.device("meta"))',
+        {},
+    ),
+    "answers-quantised": (
+        "return torch.quantize_per_tensor(torch.linear(x, self.w), 0.1, 0, 12)",
+        {"right": None},
+    ),
+    "overflows": ("return torch.linear(x, self.w) * 1e38 * 1e38", {"right": _infinite}),
     "runs-backward": (
         "y = torch.linear(x, self.w)\ntorch.backward(torch.sum(y))\nreturn y",
         {},
