@@ -172,6 +172,22 @@ def test_a_level_that_is_read_elsewhere_is_not_stacked() -> None:
     assert_same(draft, graph, *SHAPES)
 
 
+def test_plans_of_one_network_stack_what_each_of_them_needs() -> None:
+    graph, _ = draft_of(Net(GRU, widths=(HIDDEN,) * 3))
+    plans = Plans(graph, graph, Execution.EXACT)
+    x = torch.rand(2, STEPS, WIDTH, dtype=torch.float64)
+    first, *_, last = (node.name for node in graph.graph.nodes if node.target is getitem)
+    expected = graph(x)
+    assert torch.equal(plans.output(lambda: x)(x), expected)
+    for names in ((last,), (first, last), (first,)):
+        values = dict(zip(names, plans.layers(names, lambda: x)(x), strict=True))
+        if last in values:
+            assert torch.equal(values[last].permute(1, 0, 2), expected)
+        if first in values:
+            layer = graph.layers.get_submodule("0")
+            assert torch.equal(values[first], layer(x.permute(1, 0, 2))[0])
+
+
 def test_a_changed_first_state_takes_effect() -> None:
     graph, _ = draft_of(Net(GRU))
     plans = Plans(graph, graph, Execution.EXACT)

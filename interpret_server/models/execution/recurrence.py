@@ -116,7 +116,7 @@ def _stack(draft: Draft, node: fx.Node) -> None:
     if len(traits) > 1 or first.input_size != first.hidden_size * (1 + first.bidirectional):
         return
     node.args = below.args
-    draft.put(node, (below.name, node.name, "stacked"), partial(Stacked, every))
+    draft.put(node, (node.name, f"on {len(others)} levels"), partial(Stacked, every))
 
 
 def _omit_zeros(draft: Draft, node: fx.Node) -> None:
@@ -130,7 +130,9 @@ def _omit_zeros(draft: Draft, node: fx.Node) -> None:
 
 def _begin_at_zeros(draft: Draft, node: fx.Node) -> None:
     """As `_omit_zeros`, for the operator of an archive on sequences of one length."""
-    operator, overload, x, states, weights, *settings = cast(Any, node.args)
+    operator, overload, x, states, weights, biases, levels, dropout, _, both, first = cast(
+        Any, node.args
+    )
     given = states if isinstance(states, (list, tuple)) else (states,)
     constants: list[Tensor] = []
     recurrent = draft.constant(weights[1]) if isinstance(weights, list) else None
@@ -142,6 +144,7 @@ def _begin_at_zeros(draft: Draft, node: fx.Node) -> None:
     if len(draft.shape(x) or ()) == 3 and all(
         _is_zero(draft, state, constants) and _is_alike(draft, state, x) for state in given
     ):
+        settings = (biases, levels, dropout, False, both, first)
         node.target, node.args = from_zeros, (operator, x, weights, *settings)
         draft.copied.extend(constants)
 
