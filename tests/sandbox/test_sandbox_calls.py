@@ -102,6 +102,27 @@ def test_inherited_sockets_cannot_connect_bind_listen_or_accept() -> None:
         assert outcome(attempt) == ["EPERM"] * 4
 
 
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="of x86-64 alone")
+@pytest.mark.parametrize("name", ["32-bit", "x32"])
+def test_the_other_tables_of_x86_64_kill(name: str) -> None:
+    get_process = 20, 39  # in the table of 32-bit programs, and in that of x86-64
+
+    def interrupt() -> int:
+        code = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+        code.write(b"\xb8" + get_process[0].to_bytes(4, "little") + b"\xcd\x80\xc3")
+        address = ctypes.addressof(ctypes.c_char.from_buffer(code))
+        number: int = ctypes.CFUNCTYPE(ctypes.c_int)(address)()
+        return number
+
+    attempts = {
+        "32-bit": interrupt,
+        "x32": lambda: system_call(0x40000000 | get_process[1]),
+    }
+    if name == "32-bit" and not isinstance(in_child(interrupt), int):
+        pytest.skip("the kernel runs no 32-bit programs")
+    assert outcome(attempts[name]) == f"signal {signal.SIGSYS.value}"
+
+
 def test_a_signal_cannot_be_sent_through_a_descriptor() -> None:
     import fcntl
 
