@@ -65,10 +65,12 @@ def to_array(tensor: Tensor, *, half: bool = False) -> Array:
         values = values.to(torch.float32 if values.is_floating_point() else torch.int64)
     shape = tuple(values.shape)
     name = _NAMES[values.dtype]
-    # Other threads run while torch copies, unlike with numpy's `tobytes`.
-    if values.data_ptr() == tensor.data_ptr():
-        values = values.clone(memory_format=torch.contiguous_format)
-    values = values.contiguous().reshape(-1)
     if values.dtype is torch.bfloat16:
         values = values.view(torch.int16)
-    return Array(name, shape, values.numpy().data.cast("B") if len(values) else b"")
+    source = values.numpy()
+    if values.data_ptr() == tensor.data_ptr() or not values.is_contiguous():
+        # Other threads run meanwhile, unlike with `tobytes`; and memory that numpy frees is used
+        # again, unlike the aligned memory of torch.
+        source = np.empty(shape, source.dtype)
+        np.copyto(source, values.numpy())
+    return Array(name, shape, source.reshape(-1).data.cast("B") if source.size else b"")
