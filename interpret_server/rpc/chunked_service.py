@@ -53,8 +53,8 @@ class ChunkedServicer(chunked_service_pb2_grpc.ChunkedServiceServicer):
                 answer = {kind: method.to_answer(request, event, outgoing)}
                 response = pb.ResponseHeader(**cast(Any, answer), part_sizes=outgoing.sizes)
                 await self._send(context, pb.CallResponse(header=response))
-                for chunk in outgoing.chunks():
-                    await self._send(context, pb.CallResponse(chunk=chunk))
+                for message in outgoing.messages():
+                    await self._send(context, message)
 
     async def _events(self, method: Method, call: api.Call) -> AsyncGenerator[api.Event, None]:
         if not method.streams:

@@ -148,8 +148,9 @@ class Outgoing:
         """Bytes of every part."""
         return [len(buffer) for buffer in self._buffers]
 
-    def chunks(self) -> Iterator[pb.Chunk]:
+    def messages(self) -> Iterator[pb.CallResponse]:
         """Every part, cut."""
         for part, buffer in enumerate(self._buffers, 1):
             for start in range(0, len(buffer), CHUNK_BYTES):
-                yield pb.Chunk(part=part, data=bytes(buffer[start : start + CHUNK_BYTES]))
+                data = bytes(buffer[start : start + CHUNK_BYTES])
+                yield pb.CallResponse(chunk={"part": part, "data": data})  # without a copy
