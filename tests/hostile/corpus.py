@@ -8,14 +8,28 @@ writes them all into the model repository DIR/repository, around the secret in D
 import sys
 from pathlib import Path
 
-from . import exported_files, foreign_files, onnx_files, torchscript_code, torchscript_files
+from . import (
+    exported_files,
+    foreign_files,
+    onnx_external,
+    onnx_files,
+    torchscript_code,
+    torchscript_files,
+)
 from .bait import Bait
 from .kinds import HostileFile
 
 
 def files() -> dict[str, HostileFile]:
     """All of them by name."""
-    kinds = (torchscript_code, torchscript_files, onnx_files, exported_files, foreign_files)
+    kinds = (
+        torchscript_code,
+        torchscript_files,
+        onnx_external,
+        onnx_files,
+        exported_files,
+        foreign_files,
+    )
     found = [item for kind in kinds for item in kind.files()]
     by_name = {item.name: item for item in found}
     if len(by_name) != len(found):

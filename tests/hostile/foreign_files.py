@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from onnx import helper
 
-from . import exported_files, onnx_files, torchscript_archive
+from . import exported_files, onnx_graphs, torchscript_archive
 from .bait import Bait
 from .kinds import HostileFile
 
@@ -28,7 +29,7 @@ def torchscript() -> bytes:
 
 def onnx() -> bytes:
     """The honest ONNX file."""
-    built = onnx_files.model([onnx_files.helper.make_node("Identity", ["h"], ["y"])])
+    built = onnx_graphs.model([helper.make_node("Identity", ["h"], ["y"])])
     return bytes(built.SerializeToString())
 
 

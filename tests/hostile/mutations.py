@@ -15,7 +15,7 @@ from exported_networks import free_rows, save
 from onnx import ModelProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from .onnx_files import model as onnx_model
+from .onnx_graphs import model as onnx_model
 
 _NUMBERS = (0, 1, -1, 2, 7, 2**31, 2**62, -(2**63))
 

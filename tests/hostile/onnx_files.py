@@ -1,133 +1,22 @@
-"""ONNX files that read elsewhere, never end, grow without end, or break the standard."""
+"""ONNX files that never end, grow without end, or break the standard."""
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 from onnx_bombs import COMPUTED, FOLDED
-from onnx_chain import node
+from onnx_chain import node, save
 
 from .bait import Bait
 from .kinds import HostileFile
+from .onnx_graphs import ADD, FLOAT, array, model
 from .onnx_messages import field, varint
 
-FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
-_PICK = numpy_helper.from_array(np.eye(4, 3, dtype=np.float32), "pick")
-_HONEST = helper.make_node("MatMul", ["x", "pick"], ["h"])
+INT64, BOOL = TensorProto.INT64, TensorProto.BOOL
 _TRIPS = 2**62
-
-
-def model(
-    nodes: Sequence[onnx.NodeProto],
-    stored: Sequence[onnx.TensorProto] = (),
-    functions: Sequence[onnx.FunctionProto] = (),
-    opset: int = 17,
-) -> onnx.ModelProto:
-    """A graph from `x` `(n, 4)` to `y`; `h` are the honest logits."""
-    graph = helper.make_graph(
-        [_HONEST, *nodes],
-        "graph",
-        [helper.make_tensor_value_info("x", FLOAT, ["n", 4])],
-        [helper.make_tensor_value_info("y", FLOAT, ["n", 3])],
-        [_PICK, *stored],
-    )
-    domains = ("com.microsoft", "ai.onnx.ml", "evil")
-    opsets = [helper.make_opsetid("", opset), *(helper.make_opsetid(d, 1) for d in domains)]
-    return helper.make_model(graph, opset_imports=opsets, functions=list(functions), ir_version=8)
-
-
-def _array(name: str, values: Any, dtype: Any = np.float32) -> onnx.TensorProto:
-    return numpy_helper.from_array(np.asarray(values, dtype), name)
-
-
-def outside(name: str, location: str, dims: Sequence[int] = (3,), **more: str) -> TensorProto:
-    """A tensor whose values lie in another file."""
-    tensor = TensorProto(name=name, data_type=FLOAT, dims=dims, data_location=1)
-    for key, value in {"location": location, **more}.items():
-        tensor.external_data.add(key=key, value=value)
-    return tensor
-
-
-ADD = [helper.make_node("Add", ["h", "w"], ["y"])]
-
-
-def _linked(link: Callable[[Path, Path], object]) -> Callable[[Path, Bait], onnx.ModelProto]:
-    def make(path: Path, bait: Bait) -> onnx.ModelProto:
-        link(path.parent / "weights.bin", bait.secret)
-        return model(ADD, [outside("w", "weights.bin")])
-
-    return make
-
-
-def _elsewhere(location: str) -> Callable[[Path, Bait], onnx.ModelProto]:
-    def make(path: Path, bait: Bait) -> onnx.ModelProto:
-        near = os.path.relpath(bait.secret, path.parent)
-        told = location.replace("{near}", near).replace("{secret}", str(bait.secret))
-        return model(ADD, [outside("w", told)])
-
-    return make
-
-
-def _placed(place: Callable[[TensorProto], onnx.ModelProto]) -> Any:
-    def make(path: Path, bait: Bait) -> onnx.ModelProto:
-        return place(outside("w", os.path.relpath(bait.secret, path.parent)))
-
-    return make
-
-
-def _in_attribute(tensor: TensorProto) -> onnx.ModelProto:
-    return model([helper.make_node("Constant", [], ["w"], value=tensor), *ADD])
-
-
-def _in_branch(tensor: TensorProto) -> onnx.ModelProto:
-    tensor.name = "inner"
-    result = helper.make_tensor_value_info("r", FLOAT, None)
-    body = [helper.make_node("Identity", ["inner"], ["r"])]
-    branch = helper.make_graph(body, "branch", [], [result], [tensor])
-    choice = helper.make_node("If", ["c"], ["w"], then_branch=branch, else_branch=branch)
-    return model([choice, *ADD], [_array("c", True, np.bool_)])
-
-
-def _in_function(tensor: TensorProto) -> onnx.ModelProto:
-    body = [
-        helper.make_node("Constant", [], ["w"], value=tensor),
-        helper.make_node("Add", ["a", "w"], ["b"]),
-    ]
-    opsets = [helper.make_opsetid("", 17)]
-    function = helper.make_function("evil", "Plus", ["a"], ["b"], body, opsets)
-    return model([helper.make_node("Plus", ["h"], ["y"], domain="evil")], functions=[function])
-
-
-def _sparse(tensor: TensorProto) -> onnx.ModelProto:
-    built = model(ADD)
-    sparse = built.graph.sparse_initializer.add()
-    sparse.dims[:] = [3]
-    sparse.values.CopyFrom(tensor)
-    sparse.values.name = "w"
-    sparse.indices.CopyFrom(_array("", [0, 1, 2], np.int64))
-    return built
-
-
-def _context(tensor: TensorProto) -> onnx.ModelProto:
-    """A compiled graph of an execution provider, read from a file."""
-    location = tensor.external_data[0].value
-    return model(
-        [
-            helper.make_node(
-                "EPContext",
-                ["h"],
-                ["y"],
-                domain="com.microsoft",
-                embed_mode=0,
-                ep_cache_context=location,
-                main_context=1,
-            )
-        ]
-    )
 
 
 def _doubling(depth: int) -> onnx.ModelProto:
@@ -173,10 +62,10 @@ def _loop(
     given = [trips, "", "h"] if trips else ["", "yes", "h"]
     results = ["y", "all"] if scan else ["y"]
     stored = [
-        _array("trips", _TRIPS, np.int64),
-        _array("yes", True, np.bool_),
-        _array("one", 1.0),
-        _array("many", 4e18),
+        array("trips", _TRIPS, np.int64),
+        array("yes", True, np.bool_),
+        array("one", 1.0),
+        array("many", 4e18),
     ]
     return model([*before, helper.make_node("Loop", given, results, body=body)], stored)
 
@@ -298,12 +187,12 @@ def _unknown(operator: str, domain: str) -> onnx.ModelProto:
 
 
 def _gather(index: int) -> onnx.ModelProto:
-    stored = [_array("at", [index] * 3, np.int64)]
+    stored = [array("at", [index] * 3, np.int64)]
     return model([helper.make_node("Gather", ["x", "at"], ["y"], axis=1)], stored)
 
 
 def _quantised(zero_points: int) -> onnx.ModelProto:
-    stored = [_array("s", [0.1] * 9), _array("z", [0] * zero_points, np.uint8)]
+    stored = [array("s", [0.1] * 9), array("z", [0] * zero_points, np.uint8)]
     return model(
         [
             helper.make_node("QuantizeLinear", ["h", "s", "z"], ["q"], axis=7),
@@ -313,27 +202,6 @@ def _quantised(zero_points: int) -> onnx.ModelProto:
     )
 
 
-FILES: dict[str, Any] = {
-    "above": _elsewhere("{near}"),
-    "absolute": _elsewhere("{secret}"),
-    "absolute-device": _elsewhere("/dev/zero"),
-    "memory-marker": _elsewhere("*/_ORT_MEM_ADDR_/*"),
-    "memory-marker-with-path": _elsewhere("*/_ORT_MEM_ADDR_/*/{secret}"),
-    "own-file": _elsewhere("model.onnx"),
-    "own-folder": _elsewhere("."),
-    "null-in-location": _elsewhere("weights.bin\0{secret}"),
-    "url": _elsewhere("file://{secret}"),
-    "symbolic-link": _linked(lambda link, secret: link.symlink_to(secret)),
-    "hard-link": _linked(lambda link, secret: link.hardlink_to(secret)),
-    "link-to-zeros": _linked(lambda link, secret: link.symlink_to("/dev/zero")),
-    "fifo": _linked(lambda link, secret: os.mkfifo(link)),
-    "folder-as-data": _linked(lambda link, secret: link.mkdir()),
-    "secret-in-attribute": _placed(_in_attribute),
-    "secret-in-branch": _placed(_in_branch),
-    "secret-in-function": _placed(_in_function),
-    "secret-in-sparse": _placed(_sparse),
-    "secret-as-context": _placed(_context),
-}
 # What computes for ever, or nearly, and what asks for much.
 SLOW: dict[str, Callable[[], onnx.ModelProto | bytes]] = {
     "doubling-functions": lambda: _doubling(60),
@@ -389,40 +257,27 @@ PLAIN: dict[str, Callable[[], onnx.ModelProto | bytes]] = {
 
 def _file(name: str, build: Callable[..., Any], **fields: Any) -> HostileFile:
     def make(path: Path, bait: Bait) -> None:
-        built = build(path, bait) if name in FILES else build()
+        built = build()
         path.write_bytes(built if isinstance(built, bytes) else built.SerializeToString())
 
     return HostileFile(f"onnx-{name}", "onnx", make, **fields)
 
 
-def _bombs() -> list[HostileFile]:
-    def of(nodes: Sequence[onnx.NodeProto], stored: dict[str, Any]) -> HostileFile:
-        def make(path: Path, bait: Bait) -> None:
-            from onnx_chain import save
+def _bomb(name: str, nodes: Sequence[onnx.NodeProto], stored: dict[str, Any]) -> HostileFile:
+    """A file of `onnx_bombs`, which has no answer of the shape that it promises."""
 
-            save(path, nodes, stored)
+    def make(path: Path, bait: Bait) -> None:
+        save(path, nodes, stored)
 
-        return HostileFile("", "onnx", make, right=lambda x: x * np.float32("nan"))
-
-    tables = {f"folded {name}": item for name, item in FOLDED.items()}
-    tables |= {f"computed {name}": item for name, item in COMPUTED.items()}
-    found = []
-    for name, (nodes, stored) in tables.items():
-        item = of(nodes, stored)
-        found.append(
-            HostileFile(
-                f"onnx-bomb-{name.replace(' ', '-')}", "onnx", item.make, item.right, slow=True
-            )
-        )
-    return found
+    return HostileFile(f"onnx-bomb-{name}", "onnx", make, lambda x: x[:0], slow=True)
 
 
 def files() -> list[HostileFile]:
     """All of them."""
     unsteady = {"dice": {"right": None}}
     return [
-        *(_file(name, build) for name, build in FILES.items()),
         *(_file(name, build, slow=True) for name, build in SLOW.items()),
         *(_file(name, build, **unsteady.get(name, {})) for name, build in PLAIN.items()),
-        *_bombs(),
+        *(_bomb(f"folded-{name.replace(' ', '-')}", *item) for name, item in FOLDED.items()),
+        *(_bomb(f"computed-{name}", *item) for name, item in COMPUTED.items()),
     ]
