@@ -1,5 +1,6 @@
 """Model files that mean harm, and what must become of them.
 
+INTERPRET_HOSTILE=all in the environment tries every file; otherwise a sample, which takes a minute.
 The networks, archives and graphs that the tests of single formats use are used here too.
 """
 

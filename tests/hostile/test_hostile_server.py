@@ -188,6 +188,13 @@ def test_a_file_is_refused_in_words_or_answers_right(item: HostileFile, siege: S
     assert not faults(item, outcome), outcome.summary()
 
 
+def test_a_file_that_ends_its_process_is_not_to_be_tried_again(siege: Siege) -> None:
+    message = siege.outcomes["torchscript-load-crashes"].steps["load"].message
+    assert "ended its process while it was being loaded" in message
+    assert "SIGSEGV" in message
+    assert "try again" not in message
+
+
 def test_nothing_outside_is_read_or_written(siege: Siege, server: Server) -> None:
     assert not siege.damage
     assert not tells(server.log)

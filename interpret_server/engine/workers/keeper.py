@@ -239,9 +239,10 @@ class Keeper:
         except Unavailable:
             if self._info is not None or not worker.lost.done():
                 raise
-            said = worker.output.tail()[-300:]
+            why, said = worker.lost.result(), worker.output.tail()[-300:]
             raise ModelRejected(
-                f"{source.name} ended its process while it was being loaded ({worker.lost.result()}"
+                f"{source.name} ended its process while it was being loaded "
+                f"({why.removesuffix('; try again')}"
                 f"{'; it printed: ' + said if said else ''})"
             ) from None
 
