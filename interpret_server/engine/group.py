@@ -48,6 +48,7 @@ class Group:
         self.priority = member.request.call.priority
         self.queued = queued
         self.started = False
+        self.leads = False  # started with all its rows in one chunk
         self.steps = 0  # boundaries so far
         self.place = 0  # in the order in which groups began to wait
         self.resume = threading.Semaphore(0)
@@ -58,6 +59,7 @@ class Group:
         self._billed = 0.0
         self._taken: float | None = None
         self._stepped = 0.0
+        self._request = request
         self.join(member)
 
     def waiting(self) -> int:
@@ -87,6 +89,11 @@ class Group:
             del self.clients[client]
         priorities = (other.request.call.priority for other in self.members)
         self.priority = max(priorities, default=self.priority)
+
+    def start(self) -> None:
+        """Take no more calls."""
+        self.started = True
+        self.leads = 0 < self.limit and self.rows <= self._request.max_rows
 
     def offer(self) -> None:
         """Let the groups that wait have the device; returns when it is this group's again."""

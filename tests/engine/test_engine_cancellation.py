@@ -6,7 +6,9 @@ import threading
 import time
 
 import pytest
+import torch
 from engine_fakes import (
+    Act,
     Double,
     Walk,
     calling,
@@ -195,3 +197,40 @@ async def test_cancelling_a_finished_call_changes_nothing():
         assert (await anext(stream)).metrics["total"] == (0.75,)
         await stream.aclose()
         assert (await result(worker, calling("double", rows(0)))).metrics["total"] == (0.75,)
+
+
+async def test_a_call_of_many_small_steps_ends_with_the_step_in_which_its_caller_left():
+    ended, latest = threading.Event(), [0]
+
+    def count(model, batch, job):
+        try:
+            for step in job.track(10_000_000):
+                latest[0] = step
+        finally:
+            ended.set()
+        return batch.inputs
+
+    async with serving(Act(count)) as worker:
+        task = asyncio.create_task(result(worker, calling("act", rows(0))))
+        await until(lambda: latest[0] > 100)
+        await leave(task)
+        left = latest[0]
+        await until(ended.is_set)
+    assert latest[0] - left <= 1
+
+
+async def test_steps_read_no_tensors():
+    """A meta tensor has no values: whatever reads one, as a synchronisation would, raises."""
+    seen = []
+
+    def unread(model, batch, job):
+        images = torch.empty(1, 4, device="meta")
+        for step in job.track(50):
+            images = images + 1
+            job.preview(images=images)
+            seen.append(step)
+        return batch.inputs
+
+    async with serving(Act(unread)) as worker:
+        await result(worker, calling("act", rows(0)))
+    assert seen == list(range(50))
