@@ -63,7 +63,7 @@ def main() -> None:
 @click.option(
     "--memory-budget-mb", type=int, help="Let idle models sleep while all hold more than this."
 )
-@click.option("--load-seconds", type=float, help="Longest load of a model. Default 600.")
+@click.option("--load-seconds", type=float, help="Longest load of a model. Default 180.")
 @click.option("--step-seconds", type=float, help="Longest step of a plugin. Default 300.")
 @click.option(
     "--plugin-dir",

@@ -60,7 +60,7 @@ class Settings(BaseModel):
         ge=1,
         description="Memory of all workers over which models sleep until they are called.",
     )
-    load_seconds: float = Field(600.0, gt=0, description="Longest that a file may take to load.")
+    load_seconds: float = Field(180.0, gt=0, description="Longest that a file may take to load.")
     step_seconds: float = Field(
         300.0, gt=0, description="Longest that one step may take before its worker is stopped."
     )

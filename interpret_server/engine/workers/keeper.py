@@ -44,7 +44,7 @@ class Patience:
         ready: a call waits for a worker that is being started.
     """
 
-    load: float = 600.0
+    load: float = 180.0
     step: float = 300.0
     abandoned: float = 5.0
     answer: float = 60.0
