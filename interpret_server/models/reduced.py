@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from statistics import median
 
 import torch
 from torch import Tensor
@@ -47,7 +48,7 @@ class Cost:
         )
         if not self.gradients:
             return f"{text}."
-        middle, most = sorted(self.gradients)[len(self.gradients) // 2], max(self.gradients)
+        middle, most = median(self.gradients), max(self.gradients)
         return (
             f"{text}, and the input gradient of the predicted class by {middle:.2g} of its norm in "
             f"the median row and {most:.2g} at most (cosine at least {self.cosine:.4f})."
@@ -57,7 +58,7 @@ class Cost:
 def check_precision(
     precision: Precision, device: torch.device, form: str, dtypes: Collection[torch.dtype]
 ) -> None:
-    """Refuse a reduced precision where it is not to be had.
+    """Refuse a reduced precision where it cannot be used.
 
     Args:
         precision: the manifest's word.
@@ -93,7 +94,7 @@ def reduce_precision(
 
     Raises:
         InvalidRequest: naming `manifest.precision`: the network does not run in it, or no longer
-            gives finite logits.
+            gives finite logits and gradients.
     """
     if precision is Precision.FLOAT32:
         return []
@@ -106,8 +107,8 @@ def reduce_precision(
     except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
         raise _refusal(precision, f"the network does not run in it ({brief(error)})") from error
     for ours, exact in zip(found, expected, strict=True):
-        if (exact.logits.isfinite() & ~ours.logits.isfinite()).any():
-            raise _refusal(precision, "some logits are then NaN or infinite")
+        if _is_lost(ours.logits, exact.logits) or _is_lost(ours.gradients, exact.gradients):
+            raise _refusal(precision, "some logits or gradients are then NaN or infinite")
     if not repeats:
         return [
             f"Matrix products and convolutions compute in {precision.value}; what that costs was "
@@ -146,6 +147,13 @@ def _gradient(classifier: Classifier, x: Tensor, winners: Tensor) -> Tensor:
     return classifier.gradient(x, targets).inputs.flatten(1).cpu()
 
 
+def _is_lost(ours: Tensor | None, exact: Tensor | None) -> bool:
+    """Whether values that were finite no longer are."""
+    if ours is None or exact is None:
+        return False
+    return bool((exact.isfinite() & ~ours.isfinite()).any())
+
+
 def _cost(found: Sequence[_Answer], expected: Sequence[_Answer]) -> Cost:
     logits, rows, winners, cosine = Difference(0.0, 0.0), 0, 0, 1.0
     gradients: list[float] = []
@@ -157,8 +165,9 @@ def _cost(found: Sequence[_Answer], expected: Sequence[_Answer]) -> Cost:
             continue
         a, b = ours.gradients.double(), exact.gradients.double()
         norms = b.norm(dim=1)
-        a, b, norms = a[norms > 0], b[norms > 0], norms[norms > 0]
-        gradients += ((a - b).norm(dim=1) / norms).tolist()
+        told = (norms > 0) & norms.isfinite()
+        a, b = a[told], b[told]
+        gradients += ((a - b).norm(dim=1) / norms[told]).tolist()
         cosines = torch.nn.functional.cosine_similarity(a, b)
         cosine = min([cosine, *cosines.tolist()])
     return Cost(rows, logits.relative, winners, tuple(gradients), cosine)
@@ -166,5 +175,5 @@ def _cost(found: Sequence[_Answer], expected: Sequence[_Answer]) -> Cost:
 
 def _refusal(precision: Precision, why: str) -> InvalidRequest:
     return InvalidRequest.field(
-        _FIELD, f"{precision.value} is not to be had: {why}; leave the setting out"
+        _FIELD, f"{precision.value} cannot be used: {why}; leave the setting out"
     )
