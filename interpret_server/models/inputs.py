@@ -109,7 +109,7 @@ class ResolvedInput:
             zero if self.mean is None else self.mean, one if self.std is None else self.std
         )
 
-    def probes(self, limit: int = 2) -> tuple[Tensor, Tensor]:
+    def probes(self, limit: int = 2, seed: int = 0) -> tuple[Tensor, Tensor]:
         """Five rows and two rows to try a model with: random ones, all lower, all upper.
 
         The second and third of the five rows are the boundary. Without bounds, normal noise of
@@ -117,10 +117,11 @@ class ResolvedInput:
 
         Args:
             limit: integers lie in [0, limit) where the manifest states no bounds.
+            seed: of the noise; inputs that are tried together differ by it.
         """
         if self.samples is not None:
             return self.samples
-        noise = torch.Generator().manual_seed(0)
+        noise = torch.Generator().manual_seed(seed)
         if not self.dtype.is_floating_point:
             low, high = (0, limit - 1) if self.bounds is None else map(int, self.bounds)
             values = torch.randint(low, high + 1, (7, *self.shape), generator=noise)

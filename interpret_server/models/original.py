@@ -79,8 +79,8 @@ class InputSet:
         """
         limits = limits or (2,) * len(self.given)
         drawn = [
-            self._as_lengths(item).probes(limit)
-            for item, limit in zip(self.given, limits, strict=True)
+            self._as_lengths(item).probes(limit, seed)
+            for seed, (item, limit) in enumerate(zip(self.given, limits, strict=True))
         ]
         five, two = (self.pack(values) for values in zip(*drawn, strict=True))
         return five, two

@@ -10,7 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from interpret_server.errors import InvalidRequest
+from interpret_server.models.classifier import Bounds
+from interpret_server.models.inputs import ResolvedInput
 from interpret_server.models.loading import LoadedModel
+from interpret_server.models.original import InputSet
 from interpret_server.models.targets import TargetKind, Targets
 
 WORDS = 11
@@ -346,3 +349,13 @@ def test_a_size_at_which_the_program_takes_other_steps_is_refused(tmp_path: Path
     for _ in range(2):  # the second time from memory
         with pytest.raises(InvalidRequest, match="depends on sizes"):
             model.check_size(large)
+
+
+def test_inputs_that_are_tried_together_differ():
+    def item(name: str) -> ResolvedInput:
+        return ResolvedInput(name, (3,), bounds=Bounds(0, 1))
+
+    five, two = InputSet([item("left"), item("right")], torch.float32).probes()
+    for rows in (five, two):
+        left, right = rows[:, :3], rows[:, 3:]
+        assert (left != right).flatten(1).any(1).sum() == len(rows) - 2 * (len(rows) == 5)
