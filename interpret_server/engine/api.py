@@ -73,6 +73,7 @@ class Call:
         render: also draw the result as PNG.
         half: send floating-point result tensors as float16.
         previews: send previews.
+        progress: send progress; without it a step wakes nobody.
         timeout: seconds the caller will wait; None for no limit.
         client: who calls, for fair shares; empty for nobody in particular.
         priority: -1 (batch work), 0 or 1 (somebody waits); a higher one goes first.
@@ -88,6 +89,7 @@ class Call:
     render: bool = False
     half: bool = False
     previews: bool = False
+    progress: bool = True
     timeout: float | None = None
     client: str = ""
     priority: int = 0

@@ -39,6 +39,7 @@ class EngineJob(Job):
         self, members: Sequence[Member], offer: Callable[[], None], held: Callable[[], float]
     ) -> None:
         self._members = list(members)
+        self._followed = [member for member in members if member.request.call.progress]
         self._spans = spans(members)
         self._offer, self._held = offer, held
         self._viewers = [span for span in self._spans if span[0].request.call.previews]
@@ -147,11 +148,12 @@ class EngineJob(Job):
 
     def _report(self, done: int) -> None:
         now = time.monotonic()
-        if done < self._total and now - self._reported < PROGRESS_SECONDS:
+        often = done < self._total and now - self._reported < PROGRESS_SECONDS
+        if often or not self._followed:
             return
         self._reported = now
         progress = Progress(*self._position(done))
-        for member in self._members:
+        for member in self._followed:
             member.mailbox.progress(progress)
 
     def _end_step(self) -> None:

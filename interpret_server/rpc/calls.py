@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import aclosing
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, cast
 
@@ -25,7 +26,8 @@ async def result_of(
         InterpretError: whatever the worker raised.
     """
     try:
-        async with aclosing(cast(Any, worker.run(call))) as events:
+        quiet = replace(call, progress=False)
+        async with aclosing(cast(Any, worker.run(quiet))) as events:
             async for event in events:
                 if isinstance(event, Result):
                     return event

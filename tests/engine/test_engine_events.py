@@ -43,6 +43,16 @@ async def test_progress_is_thinned_out():
     assert seen[-2] == Progress(5000, 5000)
 
 
+async def test_who_asks_for_no_progress_gets_none_beside_one_who_does():
+    async with serving(Walk()) as worker:
+        quiet, loud = await asyncio.gather(
+            events(worker, walking(50, 1, progress=False)), events(worker, walking(50, 0))
+        )
+    (only,) = quiet
+    assert isinstance(only, Result)
+    assert loud[-2] == Progress(50, 50)
+
+
 async def test_two_loops_of_one_run_add_up():
     def twice(model, batch, job):
         for _ in job.track(3):

@@ -63,6 +63,7 @@ def test_run_hands_every_field_to_the_worker(channel: grpc.Channel, worker: Fake
             tensors={"mask": ARRAY},
             render=True,
             half=True,
+            progress=False,
             client="team a",
             priority=1,
         )

@@ -38,6 +38,7 @@ from interpret_server.errors import (
 CALLS = [
     CALL,
     Call("m", "p"),
+    Call("m", "p", progress=False),
     Call("m", "p", inputs=(b"\xff\xd8", b"")),
     Call("m", "p", inputs=()),
     Call("m", "p", inputs={"b": array((1, 2)), "a": array((1, 3), "int64", 8)}, timeout=math.inf),

@@ -43,6 +43,7 @@ CALL = Call(
     render=True,
     half=True,
     previews=True,
+    progress=False,
     timeout=0.1,
     client="somebody",
     priority=-1,

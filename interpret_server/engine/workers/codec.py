@@ -91,6 +91,7 @@ def encode_call(call: Call, put: Put) -> pb.Call:
             timeout=call.timeout,
             client=call.client,
             priority=call.priority,
+            progress=call.progress,
         )
         if isinstance(call.inputs, Array):
             message.array.CopyFrom(encode_array(call.inputs, put))
@@ -138,6 +139,7 @@ def decode_call(message: pb.Call, get: Get) -> Call:
         timeout=message.timeout if message.HasField("timeout") else None,
         client=message.client,
         priority=message.priority,
+        progress=message.progress,
     )
 
 

@@ -75,7 +75,7 @@ class Target(_message.Message):
     def __init__(self, kind: _Optional[str] = ..., index: _Optional[_Iterable[int]] = ..., layer: _Optional[str] = ..., direction: _Optional[_Union[Array, _Mapping]] = ...) -> None: ...
 
 class Call(_message.Message):
-    __slots__ = ("model", "plugin", "params", "array", "images", "named", "targets", "seeds", "tensors", "render", "half", "previews", "timeout", "client", "priority")
+    __slots__ = ("model", "plugin", "params", "array", "images", "named", "targets", "seeds", "tensors", "render", "half", "previews", "timeout", "client", "priority", "progress")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     PLUGIN_FIELD_NUMBER: _ClassVar[int]
     PARAMS_FIELD_NUMBER: _ClassVar[int]
@@ -91,6 +91,7 @@ class Call(_message.Message):
     TIMEOUT_FIELD_NUMBER: _ClassVar[int]
     CLIENT_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
     model: str
     plugin: str
     params: str
@@ -106,7 +107,8 @@ class Call(_message.Message):
     timeout: float
     client: str
     priority: int
-    def __init__(self, model: _Optional[str] = ..., plugin: _Optional[str] = ..., params: _Optional[str] = ..., array: _Optional[_Union[Array, _Mapping]] = ..., images: _Optional[_Union[Files, _Mapping]] = ..., named: _Optional[_Union[NamedArrays, _Mapping]] = ..., targets: _Optional[_Iterable[_Union[Target, _Mapping]]] = ..., seeds: _Optional[_Iterable[int]] = ..., tensors: _Optional[_Iterable[_Union[NamedArray, _Mapping]]] = ..., render: bool = ..., half: bool = ..., previews: bool = ..., timeout: _Optional[float] = ..., client: _Optional[str] = ..., priority: _Optional[int] = ...) -> None: ...
+    progress: bool
+    def __init__(self, model: _Optional[str] = ..., plugin: _Optional[str] = ..., params: _Optional[str] = ..., array: _Optional[_Union[Array, _Mapping]] = ..., images: _Optional[_Union[Files, _Mapping]] = ..., named: _Optional[_Union[NamedArrays, _Mapping]] = ..., targets: _Optional[_Iterable[_Union[Target, _Mapping]]] = ..., seeds: _Optional[_Iterable[int]] = ..., tensors: _Optional[_Iterable[_Union[NamedArray, _Mapping]]] = ..., render: bool = ..., half: bool = ..., previews: bool = ..., timeout: _Optional[float] = ..., client: _Optional[str] = ..., priority: _Optional[int] = ..., progress: bool = ...) -> None: ...
 
 class Progress(_message.Message):
     __slots__ = ("done", "total")
