@@ -174,7 +174,13 @@ class Job:
     """A plugin's line to its callers. `Job()` is inert: it reports nothing and never stops.
 
     The server hands out a subclass; a plugin only calls these methods.
+
+    Attributes:
+        max_rows: most rows that should go through the model at once, at least 1; for plugins that
+            try several variants of each row in one pass.
     """
+
+    max_rows: int = 64
 
     def track(self, total: int) -> Iterator[int]:
         """Like `range(total)`, reporting each step and observing cancellation and deadlines.

@@ -86,7 +86,7 @@ def _run(group: Group, members: list[Member]) -> list[Settlement]:
     while start < len(batch):
         left = len(batch) - start
         rows = range(start, start + (left if whole else min(left, request.max_rows)))
-        job.begin_chunk(rows, -(-left // len(rows)))
+        job.begin_chunk(rows, -(-left // len(rows)), request.max_rows)
         part = _within_memory(request, batch, rows, unknown, predicted, job)
         if part is None:
             if len(rows) == 1 or whole:

@@ -56,8 +56,9 @@ class EngineJob(Job):
         self._begun = self._longest = 0.0  # of this chunk's steps
         self._reported = self._previewed = float("-inf")
 
-    def begin_chunk(self, rows: range, chunks_left: int) -> None:
+    def begin_chunk(self, rows: range, chunks_left: int, max_rows: int) -> None:
         """Start on some rows; `chunks_left` counts this chunk too."""
+        self.max_rows = max_rows
         self._rows, self._chunks_left = rows, chunks_left
         self._finished = self._current = self._total = self._depth = 0
         self._fresh = []

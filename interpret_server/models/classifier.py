@@ -300,10 +300,21 @@ class Classifier:
     def neutral(self, rows: int) -> Tensor:
         """`(rows, *input_shape)` filled with `centre`; what a row only carries along is valid."""
         values = self.centre.expand(rows, *self.input_shape).clone()
-        if self.packing is None or self._carried is None:
+        if self._carried is None:
             return values
-        carried = self.packing.unpack(self._carried.to(values).expand_as(values))
-        parts = zip(self.packing.parts, self.packing.unpack(values), carried, strict=True)
+        return self.carry(values, self._carried.to(values).expand_as(values))
+
+    def carry(self, values: Tensor, rows: Tensor) -> Tensor:
+        """`values` with what `rows` only carry along: a mask, lengths, token indices.
+
+        Args:
+            values: `(N, *input_shape)`; returned as they are where nothing is carried along.
+            rows: inputs of the same shape.
+        """
+        if self.packing is None:
+            return values
+        unpacked = (self.packing.unpack(values), self.packing.unpack(rows))
+        parts = zip(self.packing.parts, *unpacked, strict=True)
         return self.packing.pack(
             [given if part.fixed else value for part, value, given in parts], self.dtype
         )

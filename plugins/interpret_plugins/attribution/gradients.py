@@ -24,7 +24,12 @@ def input_gradient(
     """
     for _ in job.track(1):
         gradient = model.gradient(batch.inputs, batch.targets, rule)
-    zero = ~gradient.inputs.flatten(1).any(1)
-    if zero.any():
-        job.warn(zero, _ZERO)
+    warn_of_zeros(job, gradient.inputs, _ZERO)
     return gradient.inputs, gradient.logits
+
+
+def warn_of_zeros(job: Job, attributions: Tensor, message: str) -> None:
+    """Attach `message` to the rows of `attributions`, `(N, ...)`, that are zero everywhere."""
+    zero = ~attributions.flatten(1).any(1)
+    if zero.any():
+        job.warn(zero, message)
