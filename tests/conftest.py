@@ -5,6 +5,9 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+# gRPC would start its threads again in every process that a test forks.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+
 import pytest
 import torch
 

@@ -167,7 +167,8 @@ def test_weights_too_large_for_one_message_are_handed_over_apart(path, monkeypat
     ("limits", "told"),
     [
         (Limits(file=100), "the file is 0 MiB; at most 0 MiB"),
-        (Limits(nodes=2), "has 10 nodes; at most 2"),
+        (Limits(nodes=2), "the graph has 4 nodes; at most 2"),
+        (Limits(nodes=4), "has 10 nodes; at most 4"),
         (Limits(depth=2), "nested 3 deep; at most 2"),
         (Limits(elements=3), "'value_ints' of Constant lists more than the 3 numbers"),
         (Limits(data=15), "the weights beside the file are 0 MiB"),

@@ -80,7 +80,7 @@ def test_versions_are_served_as_the_file_says(
 @pytest.mark.parametrize(
     ("versions", "sentences"),
     [
-        ("serv = 1", ["versions.serv: no such field; there are serve, default and labels"]),
+        ("serv = 1", ["versions.serv: no such field; there are serve, default, labels and load"]),
         ('serve = "newest"', ['versions.serve: give "latest", "all", or a list of versions']),
         ("serve = []", ["versions.serve: give"]),
         ("serve = [1, 3]", ["versions.serve: give"]),

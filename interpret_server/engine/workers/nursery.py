@@ -88,7 +88,7 @@ class Nursery:
         with theirs:
             self._process = subprocess.Popen(  # noqa: ASYNC220  # returns in a millisecond
                 [sys.executable, "-m", _PROGRAM, str(theirs.fileno()), str(os.getpid())],
-                env=allocator.environment() | sandbox.environment() | _threads(self._limits),
+                env=_environment(self._limits),
                 stdin=subprocess.DEVNULL,
                 stdout=writing,
                 stderr=writing,
@@ -200,10 +200,13 @@ class Nursery:
         self._lost()
 
 
-def _threads(limits: Limits) -> dict[str, str]:
-    """The environment that sets a process's computing threads.
+def _environment(limits: Limits) -> dict[str, str]:
+    """The variables of the nursery and of its workers.
 
-    `torch.set_num_threads` would give MKL a count that `one_thread` cannot lower: threads that only
-    check and load would bring teams of their own, and more teams than cores make all of them slow.
+    Computing threads are set by one: `torch.set_num_threads` would give MKL a count that
+    `one_thread` cannot lower, so that threads that only check and load would bring teams of their
+    own, and more teams than cores make all of them slow.
     """
-    return {"OMP_NUM_THREADS": str(limits.threads)} if limits.threads else {}
+    threads = {"OMP_NUM_THREADS": str(limits.threads)} if limits.threads else {}
+    alone = {"GRPC_ENABLE_FORK_SUPPORT": "0"}  # a forked worker must have a single thread
+    return allocator.environment() | sandbox.environment() | threads | alone
