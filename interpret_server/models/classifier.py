@@ -140,7 +140,8 @@ class Classifier:
         self._body = self.module.body
         self._plans = Plans(self.module, self._body, self._execution)
 
-    def _example(self) -> Tensor:
+    def example(self) -> Tensor:
+        """Two rows as the body takes them."""
         example: Tensor = self.module.normalise(self.neutral(2))
         return example
 
@@ -164,7 +165,9 @@ class Classifier:
         self.module.precision = precision
         self._prepare()  # plans depend on the types of the values in between
 
-    def _current(self) -> Plans:
+    @property
+    def plans(self) -> Plans:
+        """The forms in which the body runs."""
         if self.module.body is not self._body:  # somebody put another one in its place
             self._prepare()
         return self._plans
@@ -175,11 +178,11 @@ class Classifier:
         Raises:
             RuntimeError: the network does not run on these, or gives something of another shape.
         """
-        module, plans = self.module, self._current()
+        module, plans = self.module, self.plans
         if plans.hooked:
             logits: Tensor = module(x)
         else:
-            values = module.compute(lambda rows: plans.output(self._example).forward(rows), x)
+            values = module.compute(lambda rows: plans.output(self.example).forward(rows), x)
             logits = module.head(values)
         if logits.shape != (len(x), self.classes):
             raise RuntimeError(
@@ -343,9 +346,9 @@ class Classifier:
         Computes no more of the network than those layers need.
         """
         key = tuple(self.layer(name).node for name in layers)
-        plans = self._current()
+        plans = self.plans
         values: tuple[Tensor, ...] = self.module.compute(
-            lambda rows: plans.layers(key, self._example)(rows), x
+            lambda rows: plans.layers(key, self.example)(rows), x
         )
         return values
 

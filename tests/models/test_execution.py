@@ -179,7 +179,7 @@ def test_a_later_layer_is_differentiated_by_an_earlier_one(how: Execution) -> No
 def test_something_is_replaced() -> None:
     def functions(how: Execution) -> list[str]:
         net = served(how)
-        plan = net._plans.output(net._example)
+        plan = net._plans.output(net.example)
         assert isinstance(plan, fx.GraphModule)
         return [getattr(n.target, "__name__", "") for n in plan.graph.nodes if n.op[:6] == "call_f"]
 
@@ -194,7 +194,7 @@ def test_something_is_replaced() -> None:
 def test_networks_with_batch_norm_or_depthwise_layers_run_channels_last_by_themselves() -> None:
     def convolved(how: Execution, norm: Callable[[int], nn.Module]) -> bool:
         net = served(how, torch.float32, norm)
-        plan = net._plans.output(net._example)
+        plan = net._plans.output(net.example)
         weights = [m.weight for m in plan.modules() if isinstance(m, nn.Conv2d)]
         assert weights
         return all(w.is_contiguous(memory_format=torch.channels_last) for w in weights)
@@ -411,8 +411,8 @@ def test_changed_weights_take_effect(how: Execution, change: str) -> None:
 @pytest.mark.parametrize("how", [Execution.AUTO, Execution.FAST])
 def test_plans_hold_one_copy_of_a_weight_together(how: Execution) -> None:
     net = served(how)
-    plans = [net._plans.output(net._example)]
-    plans += [net._plans.layers((net.layer(name).node,), net._example) for name in net.layers]
+    plans = [net._plans.output(net.example)]
+    plans += [net._plans.layers((net.layer(name).node,), net.example) for name in net.layers]
     kept = {p.data_ptr(): p.numel() for plan in plans for p in plan.parameters()}
     own = {p.data_ptr(): p.numel() for p in net.module.parameters()}
     added = sum(size for place, size in kept.items() if place not in own)

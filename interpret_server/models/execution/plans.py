@@ -10,7 +10,7 @@ from operator import attrgetter, is_
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules import module as hooks
 
 from ..batching import InGroups, RowsAtOnce
@@ -107,6 +107,22 @@ class Plans:
                     self._layers.popitem(last=False)
             self._layers.move_to_end(key)
             return self._layers[key]
+
+    @property
+    def graph(self) -> fx.GraphModule | None:
+        """The canonical graph, if the body has one."""
+        return self._graph
+
+    @property
+    def last(self) -> str:
+        """The node of the canonical graph that gives the body's output."""
+        assert self._graph is not None
+        return str(self._graph.graph.output_node().args[0])
+
+    def observed(self, example: Callable[[], Tensor]) -> Mapping[str, Observed]:
+        """What the canonical graph's nodes gave at an example; empty where it does not take it."""
+        with self._lock:
+            return self._observations(example)
 
     def __len__(self) -> int:
         """How many plans of layers are kept."""
