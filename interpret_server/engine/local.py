@@ -39,7 +39,7 @@ from .results import assemble, draw_preview
 from .schedule import MAX_QUEUE_BYTES, Scheduler
 from .sizes import MAX_STEP_SECONDS
 
-INLINE_BYTES = 256 * 1024  # work on more than this leaves the event loop
+INLINE_BYTES = 1 << 20  # work on more than this leaves the event loop
 _JOIN_SECONDS = 1.0
 _RELEASE_SECONDS = 2.0  # that unloading waits for the memory, once no call runs
 
