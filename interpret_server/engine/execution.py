@@ -89,9 +89,10 @@ def _run(group: Group, members: list[Member]) -> list[Settlement]:
         job.begin_chunk(rows, -(-left // len(rows)), request.max_rows)
         part = _within_memory(request, batch, rows, unknown, predicted, job)
         if part is None:
-            if len(rows) == 1 or whole:
+            most = max(len(rows), job.max_rows) if job.filled else len(rows)
+            if most == 1 or (whole and most == len(rows)):
                 raise _no_memory(request, len(rows))
-            sizes.ran_out(request.kind, len(rows))
+            sizes.ran_out(request.kind, most)
             continue
         parts.append(part)
         chunks.append(rows)

@@ -33,6 +33,9 @@ class EngineJob(Job):
         members: the callers, in the order of their rows.
         offer: passes the device to others that wait and returns when it is this job's turn again.
         held: seconds for which this job has had the device.
+
+    Attributes:
+        filled: whether the plugin has asked how many rows to fill a pass with, in this chunk.
     """
 
     def __init__(
@@ -52,9 +55,20 @@ class EngineJob(Job):
         self._depth = 0
         self._due = False  # a loop ended without offering the device
         self._rows = range(0)
+        self.max_rows = 1
         self._chunks_left = 1
         self._begun = self._longest = 0.0  # of this chunk's steps
         self._reported = self._previewed = float("-inf")
+
+    @property
+    def max_rows(self) -> int:
+        """Most rows that should go through the model at once."""
+        self.filled = True
+        return self._max_rows
+
+    @max_rows.setter
+    def max_rows(self, rows: int) -> None:
+        self._max_rows, self.filled = rows, False
 
     def begin_chunk(self, rows: range, chunks_left: int, max_rows: int) -> None:
         """Start on some rows; `chunks_left` counts this chunk too."""

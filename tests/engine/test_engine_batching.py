@@ -201,6 +201,28 @@ async def test_memory_that_runs_out_halves_the_chunk():
     assert [(w.message, w.rows) for w in item.warnings] == [("large", (6, 7))]
 
 
+async def test_memory_that_runs_out_halves_the_variants_of_a_row_that_share_a_pass():
+    seen = []
+
+    def variants(model, batch, job):
+        together = max(1, job.max_rows // len(batch))
+        seen.append((len(batch), together))
+        if len(batch) * together > 10:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return batch.inputs + together
+
+    async with serving(Act(variants), max_batch=64) as worker:
+        one = await result(worker, calling("act", rows(0)))
+        assert seen == [(1, 64), (1, 32), (1, 16), (1, 8)]
+        assert tensor(one.tensors["images"])[0, 0] == 8
+        await result(worker, calling("act", rows(0, 0, 0)))
+        assert seen[4:] == [(3, 2)]
+        seen.clear()
+    async with serving(Act(variants), max_batch=64) as worker:
+        await result(worker, calling("act", rows(0, 0, 0)))
+        assert seen == [(3, 21), (3, 10), (3, 5), (3, 2)]
+
+
 async def test_memory_that_one_row_exhausts_is_told_and_serving_goes_on():
     def hopeless(model, batch, job):
         raise RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate")
