@@ -37,7 +37,7 @@ POINTS = sorted(entry_points(group="interpret_server.plugins"), key=lambda point
 @pytest.mark.parametrize("point", POINTS, ids=lambda point: point.name)
 def test_installed_plugin_keeps_the_contract(point: EntryPoint) -> None:
     plugin: type[Plugin[Any, Any]] = point.load()
-    few = {"steps": 4} if "steps" in plugin.params_type.model_fields else {}
+    few = {name: 4 for name in ("steps", "masks") if name in plugin.params_type.model_fields}
     conformance(plugin, params=few)
 
 

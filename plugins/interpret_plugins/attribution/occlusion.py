@@ -32,7 +32,7 @@ from .perturbation import (
     sizes_per_axis,
 )
 
-_MAX_WINDOWS = 1_000_000
+_MAX_WINDOWS = 100_000
 _Size = Annotated[int, Field(ge=1)]
 
 

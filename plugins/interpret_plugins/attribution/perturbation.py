@@ -43,7 +43,7 @@ class Pass(NamedTuple):
     """Some variants that went through the model together.
 
     Args:
-        rows: `(P,)`, whose variant it is.
+        rows: `(P,)`, whose variant it is; ascending.
         numbers: `(P,)`, which of the row's variants.
         kept: `(P, *row)`, the share of each value that was kept.
         scores: `(P,)` float64.
@@ -90,14 +90,17 @@ class Hiding:
             counts: variants of each row.
             kept: from rows and numbers `(P,)` to shares `(P, *row)` in [0, 1].
         """
-        x, device, size = self._batch.inputs, self._model.device, job.max_rows
-        numbers = torch.arange(max(counts)).unsqueeze(1)
-        variants = (numbers < torch.tensor(counts)).nonzero().to(device)
-        for step in job.track(1 + -(-len(variants) // size)):
+        x, size = self._batch.inputs, job.max_rows
+        each = torch.tensor(counts, device=x.device)
+        ends = each.cumsum(0)
+        total = sum(counts)
+        for step in job.track(1 + -(-total // size)):
             if not step:
                 self.before, self.logits = self._scores(x, self._batch.targets)
                 continue
-            number, row = variants[(step - 1) * size : step * size].unbind(1)
+            place = torch.arange((step - 1) * size, min(step * size, total), device=x.device)
+            row = torch.searchsorted(ends, place, right=True)
+            number = place - (ends - each)[row]
             share = kept(row, number).to(x.dtype)
             hidden = x[row] * share + self._fill * (1 - share)
             scores, _ = self._scores(hidden, self._batch.targets.take(row))
@@ -111,9 +114,7 @@ class Hiding:
         drops = torch.zeros(shape, dtype=torch.float64, device=self._model.device)
         for rows, numbers, _, scores in self.passes(job, counts, kept):
             drops[rows, numbers] = self.before[rows] - scores
-        unchanged = ~drops.any(1)
-        if unchanged.any():
-            job.warn(unchanged, _UNCHANGED)
+        warn_unchanged(job, ~drops.any(1))
         return drops
 
     @torch.no_grad()
@@ -122,6 +123,12 @@ class Hiding:
         if self._score == "probability" and logits is not None:
             values = targets.select(logits.double().softmax(1))
         return values.double(), logits
+
+
+def warn_unchanged(job: Job, unchanged: Tensor) -> None:
+    """Warn about the rows `(N,)` bool whose score no variant changes."""
+    if unchanged.any():
+        job.warn(unchanged, _UNCHANGED)
 
 
 def fill_value(model: Classifier, fill: str | float) -> Tensor:
