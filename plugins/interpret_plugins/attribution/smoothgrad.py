@@ -108,7 +108,7 @@ class SmoothGrad(Plugin[SmoothGradParams, SmoothGradResult]):
         if params.method in _RULES and Capability.RECTIFIERS not in model.capabilities:
             raise InvalidRequest.field(
                 "params.method",
-                f"{model.name} is nothing for {params.method}: "
+                f"{params.method} does not suit {model.name}: "
                 f"{model.lacking[Capability.RECTIFIERS]}",
             )
         if params.clip and Capability.BOUNDS not in model.capabilities:
