@@ -137,15 +137,16 @@ class Way:
 
 
 def _sources(nodes: Sequence[fx.Node], layers: Sequence[Layer]) -> dict[str, frozenset[str]]:
-    names = {layer.node: layer.name for layer in layers}
+    names: dict[str, set[str]] = {}  # a node may be several modules' value
+    for layer in layers:
+        names.setdefault(layer.node, set()).add(layer.name)
     seen: dict[fx.Node, frozenset[str]] = {}  # the layers that a node's users see through it
     sources = {}
     for node in nodes:
         found = frozenset().union(*(seen.get(item, frozenset()) for item in node.all_input_nodes))
-        name = names.get(node.name)
-        if name is not None:
-            sources[name] = found
-        seen[node] = found if name is None else frozenset({name})
+        own = frozenset(names.get(node.name, ()))
+        sources.update(dict.fromkeys(own, found))
+        seen[node] = own or found
     return sources
 
 

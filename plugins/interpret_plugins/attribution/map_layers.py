@@ -22,7 +22,8 @@ _MOVING = frozenset(
         "unsqueeze", "view",
     }
 )  # fmt: skip
-_ATTENTION = ("attention", "softmax")
+# Those that let any position reach any other, where rows still have several axes.
+_MIXING = frozenset({"bmm", "einsum", "gemm", "linear", "matmul", "mm"})
 
 
 def layer_to_explain(model: Classifier, target: str | None, named: str | None) -> Layer:
@@ -49,8 +50,11 @@ def layer_to_explain(model: Classifier, target: str | None, named: str | None) -
     if not maps:
         end = "the logits" if target is None else f"layer {target!r}"
         raise _unknown(model, f"no such layer that all paths cross lies before {end}")
-    if any(word in layer.kind for layer in way.after(maps[-1]) for word in _ATTENTION):
-        raise _unknown(model, f"attention mixes the positions of the last one, {maps[-1].name!r}")
+    for layer in way.after(maps[-1]):
+        if _mixes(layer):
+            raise _unknown(
+                model, f"after the last one, {maps[-1].name!r}, {layer.name!r} may mix positions"
+            )
     return maps[-1]
 
 
@@ -125,6 +129,11 @@ def _channels_first(way: Way) -> frozenset[str]:
         if follows or any(word in layer.kind for word in _SPATIAL):
             known.add(layer.name)
     return frozenset(known)
+
+
+def _mixes(layer: Layer) -> bool:
+    several = sum(size > 1 for size in layer.shape) > 1
+    return several and (layer.kind in _MIXING or "attention" in layer.kind)
 
 
 def _distortion(sizes: Sequence[int], maps: Sequence[int]) -> float:

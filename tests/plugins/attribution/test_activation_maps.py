@@ -18,59 +18,11 @@ from interpret_plugins.attribution.layer_cam import LayerCAM
 from interpret_server.models.loading import load_classifier
 from interpret_server.models.manifest import Manifest
 from interpret_server.models.targets import Targets
-from interpret_server.plugin import Batch, Classifier, Job, Plugin
+from interpret_server.plugin import Plugin
 from interpret_server.testing import classifier
+from tests.plugins.attribution.maps import SHAPE, close, network, run
 
-SHAPE = (3, 12, 12)
 PLUGINS = [GradCAM, GradCAMPlusPlus, LayerCAM]
-
-
-class Recorder(Job):
-    def __init__(self) -> None:
-        self.warned: list[tuple[list[bool], str]] = []
-
-    def warn(self, rows: Tensor, message: str) -> None:
-        self.warned.append((rows.tolist(), message))
-
-
-def run(
-    plugin: type[Plugin[Any, Any]],
-    model: Classifier,
-    x: Tensor,
-    targets: Targets,
-    job: Job | None = None,
-    **params: object,
-) -> Any:
-    made = plugin.params_type.model_validate(params)
-    plugin().check(model, made)
-    return plugin().run(model, Batch(x, targets, (0,) * len(x)), made, job or Job())
-
-
-def network() -> nn.Sequential:
-    """Layers 0 to 8; the maps of 4 are 6 by 6, the last ones."""
-    torch.manual_seed(3)
-    module = nn.Sequential(
-        nn.Conv2d(3, 5, 3, padding=1),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Conv2d(5, 6, 3, padding=1),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(216, 10),
-        nn.ReLU(),
-        nn.Linear(10, 4),
-    )
-    with torch.no_grad():
-        for weight in module.parameters():
-            weight.mul_(2)
-    return module
-
-
-def close(found: Tensor, expected: Tensor) -> None:
-    """Equal to 1e-5 of the largest value."""
-    largest = float(expected.abs().max())
-    assert largest > 1e-6
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * largest)
 
 
 def slope(module: nn.Sequential, at: int, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -191,6 +143,11 @@ def _single(module: nn.Module, path: Path) -> None:
     torch.onnx.export(module, (torch.rand(1, *SHAPE),), str(path), dynamo=False, input_names=["x"])
 
 
+def _pairs(module: nn.Module, path: Path) -> None:
+    """For two rows at a time."""
+    torch.onnx.export(module, (torch.rand(2, *SHAPE),), str(path), dynamo=False, input_names=["x"])
+
+
 def _exported(module: nn.Module, path: Path) -> None:
     batch = torch.export.Dim("batch", min=1, max=64)
     program = torch.export.export(
@@ -203,6 +160,7 @@ FILES = {
     "scripted.pt": _script,
     "graph.onnx": _onnx,
     "single.onnx": _single,
+    "pairs.onnx": _pairs,
     "program.pt2": _exported,
 }
 
