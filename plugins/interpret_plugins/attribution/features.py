@@ -8,7 +8,7 @@ from torch import Tensor
 
 from interpret_server.plugin import Batch, Classifier, InvalidRequest
 
-from .perturbation import changeable, channel_axis, joined, sizes_per_axis
+from .perturbation import MAX_VARIANTS, changeable, channel_axis, joined, sizes_per_axis
 
 
 def grid(model: Classifier, row: tuple[int, ...], cell: int | Sequence[int] | None) -> Tensor:
@@ -36,6 +36,11 @@ def grid(model: Classifier, row: tuple[int, ...], cell: int | Sequence[int] | No
             number = number.unsqueeze(-1) * count + place
         parts.append(first + number.unsqueeze(0))
         first += math.prod(counts)
+        if first > MAX_VARIANTS:
+            raise InvalidRequest.field(
+                "params.cell",
+                f"{first} cells; at most {MAX_VARIANTS} are tried; take larger ones",
+            )
     return joined(model, row, parts, -1)[0].to(model.device, torch.int64)
 
 
@@ -64,6 +69,8 @@ def given(model: Classifier, batch: Batch) -> Tensor:
         ) from None
     if (numbers != numbers.round()).any():
         raise InvalidRequest.field(field, "the numbers of features must be whole")
+    if max(len(row.unique()) for row in numbers) > MAX_VARIANTS:
+        raise InvalidRequest.field(field, f"a row has more than {MAX_VARIANTS} features")
     return joined(model, row, [numbers.double()], -1).to(torch.int64).clamp(min=-1)
 
 

@@ -23,6 +23,7 @@ from interpret_server.plugin import (
 )
 
 from .perturbation import (
+    MAX_VARIANTS,
     Hiding,
     PerturbationParams,
     changeable,
@@ -32,7 +33,6 @@ from .perturbation import (
     sizes_per_axis,
 )
 
-_MAX_WINDOWS = 100_000
 _Size = Annotated[int, Field(ge=1)]
 
 
@@ -187,10 +187,10 @@ def _windows(model: Classifier, row: tuple[int, ...], params: OcclusionParams) -
             -(-(length - size) // step) + 1
             for length, size, step in zip(shape, window, stride, strict=True)
         )
-        if count > _MAX_WINDOWS:
+        if count > MAX_VARIANTS:
             raise InvalidRequest.field(
                 "params.stride",
-                f"{count} windows; at most {_MAX_WINDOWS} are tried, so take longer strides",
+                f"{count} windows; at most {MAX_VARIANTS} are tried, so take longer strides",
             )
         grids.append(Windows(shape, window, stride, model.device))
     return grids

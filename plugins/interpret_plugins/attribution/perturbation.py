@@ -18,6 +18,8 @@ from interpret_server.plugin import (
     Targets,
 )
 
+MAX_VARIANTS = 100_000  # of one row, where each has a score of its own
+
 _CHANNEL_AXIS = {"CHW": 0, "CL": 0, "HWC": -1}
 _UNCHANGED = (
     "nothing that was hidden changes the target's score, which says nothing about what matters"

@@ -141,3 +141,17 @@ def test_features_that_do_not_fit_are_refused(features: Tensor, why: str) -> Non
     with pytest.raises(InvalidRequest, match=why) as caught:
         ablate(model, torch.rand(1, 4), targets, tensors={"features": features})
     assert caught.value.violations[0].field == "tensors.features"
+
+
+def test_more_features_than_can_be_tried_are_refused() -> None:
+    model = classifier(nn.Flatten(), (400, 300))
+    with pytest.raises(InvalidRequest, match="120000 cells"):
+        FeatureAblation().check(model, FeatureAblation.params_type(cell=1))
+    features = torch.arange(120_000.0).reshape(1, 400, 300)
+    with pytest.raises(InvalidRequest, match="more than 100000 features"):
+        ablate(
+            model,
+            torch.rand(1, 400, 300),
+            Targets.classes(torch.tensor([0])),
+            tensors={"features": features},
+        )
