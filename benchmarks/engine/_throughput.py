@@ -30,7 +30,8 @@ class Work:
         params: of the plugin.
         here: the ways to compute the same in process, by name; the first is the base of ratios.
         labels: one per image.
-        calls: each caller makes this many, and at least `least` over all callers.
+        calls: each caller makes this many, and at least `least` over all callers, so that the first
+            call, which runs alone, and the last ones, which fill no batch, do not decide.
     """
 
     network: str
@@ -90,7 +91,7 @@ def measure(work: Work, rounds: int, *, quick: bool) -> dict[str, Any]:
 
 
 def _rate_here(call: Callable[[], object], rows: int, *, quick: bool) -> float:
-    block = Block(seconds=0.1, calls=1, uncounted=0.03) if quick else Block(0.5, 2, 0.06)
+    block = Block(seconds=0.1, calls=1, uncounted=0.03) if quick else Block(2.0, 4, 0.2)
     return rows / block.median(call)
 
 

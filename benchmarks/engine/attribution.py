@@ -20,9 +20,9 @@ def _labels(_: Any, images: Images) -> Labels:
     return np.arange(len(images))
 
 
-WORK = Work("squeezenet", "saliency", {}, _here, _labels)
+WORK = Work("squeezenet", "saliency", {}, _here, _labels, calls=4, least=128)
 
 
 def main(*, quick: bool = False) -> dict[str, Any]:
     """Measure and return the figures."""
-    return measure(WORK, 1 if quick else 2, quick=quick)
+    return measure(WORK, 1 if quick else 3, quick=quick)
