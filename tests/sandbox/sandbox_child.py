@@ -3,6 +3,7 @@
 import ctypes
 import errno
 import faulthandler
+import gc
 import json
 import os
 import warnings
@@ -51,6 +52,7 @@ def in_child(function: Callable[[], Any]) -> Any:
 
 def _answer(function: Callable[[], Any], writing: int) -> None:
     """Never returns."""
+    gc.disable()  # what pytest's process left behind, such as gRPC's objects, is not this one's
     faulthandler.disable()
     try:
         try:
