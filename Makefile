@@ -45,6 +45,8 @@ $(VENV)/.demo: $(VENV)/.torch pyproject.toml
 
 $(VENV)/.test: $(VENV)/.torch pyproject.toml
 	$(PIP) install -c constraints.txt -e '.[$(EXTRA),test]'
+# It asks for opencv-python, which overwrites the headless build and needs a display's libraries.
+	$(PIP) install -c constraints.txt --no-deps quantus
 	touch $@ $(VENV)/.demo
 
 clean:
