@@ -1,0 +1,146 @@
+"""The attribution methods that the benchmark runs, with Captum's of the same settings."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Attribute = Callable[[], Tensor]
+
+STEPS = 10  # of integrals, noisy inputs and baselines
+GRID = 4  # cells of a side
+WINDOW = 224 // GRID  # of occlusion, and its stride
+LAYER = "net.features.12"  # the last one with maps before those of the classes
+ROWS_AT_ONCE = 64  # of one pass, on both sides
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Captum on the eager network.
+
+    Args:
+        network: from images to logits.
+        layer: the module that is called LAYER in the archive.
+        x: `(N, *shape)`.
+        labels: `(N,)` classes.
+    """
+
+    network: nn.Module
+    layer: nn.Module
+    x: Tensor
+    labels: Tensor
+
+    def cells(self) -> Tensor:
+        """The number of every pixel's cell, `(1, 1, H, W)`."""
+        numbers = torch.arange(GRID * GRID).reshape(1, 1, GRID, GRID).float()
+        return F.interpolate(numbers, self.x.shape[2:], mode="nearest").long()
+
+
+@dataclass(frozen=True)
+class Case:
+    """One method.
+
+    Args:
+        captum: makes the call, or None where Captum has no such method.
+        params: of the plugin.
+        agrees: the largest difference of the two answers over the largest value; None where they
+            draw different noise.
+    """
+
+    captum: Callable[[Peer], Attribute] | None = None
+    params: Mapping[str, Any] = field(default_factory=dict)
+    agrees: float | None = 1e-3
+
+
+def _plain(name: str, /, **options: Any) -> Callable[[Peer], Attribute]:
+    def made(peer: Peer) -> Attribute:
+        import captum.attr
+
+        method = getattr(captum.attr, name)(peer.network)
+        return lambda: method.attribute(peer.x, target=peer.labels, **options)
+
+    return made
+
+
+def _smoothgrad(peer: Peer) -> Attribute:
+    from captum.attr import NoiseTunnel, Saliency
+
+    method = NoiseTunnel(Saliency(peer.network))
+    return lambda: method.attribute(
+        peer.x,
+        target=peer.labels,
+        nt_type="smoothgrad",
+        nt_samples=STEPS,
+        nt_samples_batch_size=ROWS_AT_ONCE // len(peer.x),
+        stdevs=0.15,
+        abs=False,
+    )
+
+
+def _grad_cam(peer: Peer) -> Attribute:
+    from captum.attr import LayerAttribution, LayerGradCam
+
+    method = LayerGradCam(peer.network, peer.layer)
+
+    def run() -> Tensor:
+        maps = method.attribute(peer.x, target=peer.labels, relu_attributions=True)
+        upsampled: Tensor = LayerAttribution.interpolate(maps, peer.x.shape[2:], "bilinear")
+        return upsampled
+
+    return run
+
+
+def _guided_grad_cam(peer: Peer) -> Attribute:
+    from captum.attr import GuidedGradCam
+
+    method = GuidedGradCam(peer.network, peer.layer)
+    return lambda: method.attribute(peer.x, target=peer.labels, interpolate_mode="bilinear")
+
+
+def _occlusion(peer: Peer) -> Attribute:
+    from captum.attr import Occlusion
+
+    method = Occlusion(peer.network)
+    shape = (peer.x.shape[1], WINDOW, WINDOW)
+    return lambda: method.attribute(
+        peer.x,
+        target=peer.labels,
+        sliding_window_shapes=shape,
+        strides=shape,
+        perturbations_per_eval=ROWS_AT_ONCE // len(peer.x),
+    )
+
+
+def _ablation(peer: Peer) -> Attribute:
+    from captum.attr import FeatureAblation
+
+    method = FeatureAblation(peer.network)
+    return lambda: method.attribute(
+        peer.x,
+        target=peer.labels,
+        feature_mask=peer.cells(),
+        perturbations_per_eval=ROWS_AT_ONCE // len(peer.x),
+    )
+
+
+CASES: Mapping[str, Case] = {
+    "saliency": Case(_plain("Saliency")),
+    "input_x_gradient": Case(_plain("InputXGradient")),
+    "guided_backprop": Case(_plain("GuidedBackprop")),
+    "deconvnet": Case(_plain("Deconvolution")),
+    "integrated_gradients": Case(
+        _plain("IntegratedGradients", n_steps=STEPS, internal_batch_size=ROWS_AT_ONCE),
+        {"steps": STEPS},
+    ),
+    "smoothgrad": Case(_smoothgrad, {"samples": STEPS}, agrees=None),
+    "grad_cam": Case(_grad_cam, {"layer": LAYER}),
+    "grad_cam_plus_plus": Case(params={"layer": LAYER}),
+    "layer_cam": Case(params={"layer": LAYER}),
+    "guided_grad_cam": Case(_guided_grad_cam, {"layer": LAYER}),
+    "occlusion": Case(_occlusion, {"window": WINDOW, "stride": WINDOW, "fill": "zero"}),
+    "feature_ablation": Case(_ablation, {"cell": WINDOW, "fill": "zero"}),
+    "rise": Case(params={"masks": GRID * GRID}),
+}
