@@ -38,6 +38,7 @@ __all__ = [
     "Rows",
     "TargetKind",
     "Targets",
+    "group_output",
     "logits_after",
     "logits_before",
     "metric",
@@ -63,6 +64,7 @@ class Rows(StrEnum):
 
     INDEPENDENT = "independent"  # may be merged with other callers' rows
     GROUP = "group"  # the rows of one call belong together and are never merged
+    COLLECTION = "collection"  # the same for many rows, of which the plugin takes few at once
 
 
 class Inputs(StrEnum):
@@ -78,6 +80,7 @@ class Role(StrEnum):
 
     TENSOR = "tensor"
     METRIC = "metric"  # one number per row
+    GROUP = "group"  # a tensor about all rows of a call together
     LOGITS_BEFORE = "logits_before"  # (N, K) of the inputs as given
     LOGITS_AFTER = "logits_after"  # (N, K) of the inputs that the plugin made
 
@@ -114,6 +117,11 @@ def output(description: str, *, like_input: bool = True) -> Any:
     """
     metadata = {"role": Role.TENSOR, "description": description, "like_input": like_input}
     return field(metadata=metadata)
+
+
+def group_output(description: str) -> Any:
+    """Describe a tensor of any shape about all rows of a call; not where they are INDEPENDENT."""
+    return field(metadata={"role": Role.GROUP, "description": description})
 
 
 def metric(description: str) -> Any:
@@ -248,7 +256,7 @@ class Plugin(ABC, Generic[P, R]):
 
     @abstractmethod
     def run(self, model: Classifier, batch: Batch, params: P, job: Job) -> R:
-        """Compute the result; every tensor in it has `len(batch)` rows."""
+        """Compute the result; every tensor in it but a `group_output` has `len(batch)` rows."""
 
 
 def result_fields(result_type: type[Any]) -> dict[str, tuple[Role, str]]:
@@ -269,6 +277,18 @@ def fields_like_input(result_type: Any) -> frozenset[str]:
 
 
 def result_tensors(result: Any) -> dict[str, Tensor]:
-    """The tensors of a result, by field name."""
-    values = {item.name: getattr(result, item.name) for item in dataclass_fields(result)}
-    return {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
+    """The tensors of a result by field name; `<field>.<key>` for those of a field of several."""
+    tensors: dict[str, Tensor] = {}
+    for item in dataclass_fields(result):
+        value = getattr(result, item.name)
+        if isinstance(value, torch.Tensor):
+            tensors[item.name] = value
+        elif isinstance(value, Mapping):
+            tensors |= {f"{item.name}.{key}": part for key, part in value.items()}
+    return tensors
+
+
+def role_of(result_type: type[Any], name: str) -> Role:
+    """What one of `result_tensors` is."""
+    roles = {field: role for field, (role, _) in result_fields(result_type).items()}
+    return roles[name if name in roles else name.partition(".")[0]]

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Self
 
-from .plugin import API_VERSION, AuxTensor, Kind, Params, Plugin, Rows
+from .plugin import API_VERSION, AuxTensor, Kind, Params, Plugin, Role, Rows, result_fields
 
 GROUP = "interpret_server.plugins"
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -181,7 +181,7 @@ def _check(plugin: type[AnyPlugin], origin: str) -> None:
     if not isinstance(getattr(plugin, "kind", None), Kind):
         raise refuse(f"has no `kind`; choose one of {', '.join(f'Kind.{k.name}' for k in Kind)}")
     if not isinstance(plugin.rows, Rows):
-        raise refuse("has `rows` that is neither Rows.INDEPENDENT nor Rows.GROUP")
+        raise refuse(f"has `rows` that is none of {', '.join(f'Rows.{r.name}' for r in Rows)}")
     if not summary(plugin):
         raise refuse("has no docstring; its first line is the plugin's summary")
     params = getattr(plugin, "params_type", None)
@@ -190,6 +190,9 @@ def _check(plugin: type[AnyPlugin], origin: str) -> None:
     result = getattr(plugin, "result_type", None)
     if not (isinstance(result, type) and is_dataclass(result)):
         raise refuse("has a result type that is not a dataclass")
+    roles = {role for role, _ in result_fields(result).values()}
+    if Role.GROUP in roles and plugin.rows is Rows.INDEPENDENT:
+        raise refuse("has a `group_output`, and rows that are independent")
     if not all(isinstance(item, AuxTensor) for item in plugin.tensors.values()):
         raise refuse("declares `tensors` that are not AuxTensor")
 

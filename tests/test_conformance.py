@@ -1,6 +1,6 @@
 """Every installed plugin keeps the contract, and the suite catches plugins that do not."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
@@ -25,6 +25,7 @@ from interpret_server.plugin import (
     Params,
     Plugin,
     Rows,
+    group_output,
     logits_before,
     metric,
     output,
@@ -442,6 +443,114 @@ class Together(Good):
 
 def test_rows_of_a_group_may_depend_on_each_other() -> None:
     conformance(Together)
+
+
+class Whole(Params):
+    pass
+
+
+@dataclass(frozen=True)
+class Gathered:
+    share: Tensor = metric("A row's share in the sum of all logits' sizes.")
+    mean: Tensor = group_output("The mean logits.")
+
+
+class Gathers(Plugin[Whole, Gathered]):
+    """Reads all rows, a few at a time."""
+
+    name = "gathers"
+    kind = Kind.METRIC
+    rows = Rows.COLLECTION
+
+    def run(self, model: Classifier, batch: Batch, params: Whole, job: Job) -> Gathered:
+        parts = batch.inputs.split(self.together(batch, job))
+        found = [model(parts[step]).detach() for step in job.track(len(parts))]
+        logits = torch.cat(found)
+        sizes = logits.abs().sum(1)
+        return self.answer(sizes / sizes.sum(), logits)
+
+    def together(self, batch: Batch, job: Job) -> int:
+        return job.max_rows
+
+    def answer(self, share: Tensor, logits: Tensor) -> Gathered:
+        return Gathered(share, logits.mean(0))
+
+
+def test_a_collection_may_tell_of_all_rows_together() -> None:
+    conformance(Gathers)
+
+
+class TakesAllRows(Gathers):
+    """Bad."""
+
+    def together(self, batch: Batch, job: Job) -> int:
+        return len(batch)
+
+
+class DependsOnPasses(Gathers):
+    """Bad: the mean of the means of passes."""
+
+    def together(self, batch: Batch, job: Job) -> int:
+        self.most = min(job.max_rows, len(batch))
+        return self.most
+
+    def answer(self, share: Tensor, logits: Tensor) -> Gathered:
+        return Gathered(share, torch.stack([p.mean(0) for p in logits.split(self.most)]).mean(0))
+
+
+class TellsOfOthers(Gathers):
+    """Bad: there may be rows of other callers."""
+
+    rows = Rows.INDEPENDENT
+
+
+@pytest.mark.parametrize(
+    ("plugin", "message"),
+    [
+        (TakesAllRows, "takes 3 rows through the model at once where job.max_rows is 2"),
+        (DependsOnPasses, "depends on how many rows go through the model at once: mean"),
+        (TellsOfOthers, "the result's field mean is about all rows, and `rows` is INDEPENDENT"),
+    ],
+)
+def test_a_collection_that_breaks_its_contract_is_reported(
+    plugin: type[Plugin[Any, Any]], message: str
+) -> None:
+    with pytest.raises(ConformanceError) as caught:
+        conformance(plugin)
+    assert any(message in breach for breach in caught.value.breaches), caught.value
+
+
+@dataclass(frozen=True)
+class Named:
+    parts: Mapping[str, Tensor] = output("By name.", like_input=False)
+
+
+class GivesSeveral(Plugin[Whole, Named]):
+    """Tensors whose names depend on the call."""
+
+    name = "gives_several"
+    kind = Kind.METRIC
+
+    def run(self, model: Classifier, batch: Batch, params: Whole, job: Job) -> Named:
+        for _ in job.track(1):
+            logits = model(batch.inputs).detach()
+        return Named({"logits": logits, "largest": self.largest(logits)})
+
+    def largest(self, logits: Tensor) -> Tensor:
+        return logits.amax(1)
+
+
+class GivesSeveralWrongly(GivesSeveral):
+    """Bad."""
+
+    def largest(self, logits: Tensor) -> Tensor:
+        return logits.max()[None]
+
+
+def test_a_field_may_hold_several_tensors_by_name() -> None:
+    conformance(GivesSeveral)
+    with pytest.raises(ConformanceError, match=r"parts.largest has shape \[1\] for 3 rows"):
+        conformance(GivesSeveralWrongly)
 
 
 class Masked(Good):

@@ -185,7 +185,7 @@ class Abstract(Plugin[EchoParams, EchoResult]):
         (Undocumented, "has no docstring"),
         (Untyped, "derive it from Plugin[YourParams, YourResult]"),
         (BadResult, "has a result type that is not a dataclass"),
-        (BadRows, "neither Rows.INDEPENDENT nor Rows.GROUP"),
+        (BadRows, "none of Rows.INDEPENDENT, Rows.GROUP, Rows.COLLECTION"),
         (BadTensors, "declares `tensors` that are not AuxTensor"),
         (Unmakable, "Unmakable cannot be made: TypeError"),
         (Abstract, "Abstract cannot be made: TypeError"),

@@ -119,7 +119,11 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class ResultField:
-    """A field of a plugin's result: `tensor`, `metric`, `logits_before` or `logits_after`."""
+    """A field of a plugin's result.
+
+    Its role is `tensor`, `metric`, `logits_before`, `logits_after`, or `group`: a tensor of any
+    shape about all rows of the call.
+    """
 
     name: str
     role: str
@@ -142,7 +146,7 @@ class PluginInfo:
 
     Args:
         requires: capabilities that a model must have.
-        rows: `independent` or `group`.
+        rows: `independent`, `group` or `collection`.
         inputs: `required`, `optional` or `forbidden`.
         target_kinds: kinds of target that it accepts; empty where it uses none.
         schema: JSON Schema of its parameters.
@@ -259,7 +263,7 @@ class Result:
     """A plugin's result for N rows.
 
     Args:
-        tensors: name -> `(N, ...)`.
+        tensors: name -> `(N, ...)`, or of any shape where it is about all rows.
         metrics: name -> one number per row, `(N,)` float64.
         before: predictions of the inputs as given, where the plugin computes them.
         after: predictions of the inputs that the plugin made.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InterpretError, Overloaded
-from ..plugin import Batch, Rows, result_tensors
+from ..plugin import Batch, Role, Rows, result_tensors, role_of
 from ..registry import AnyPlugin
 from .blame import blame
 from .failure import internal_error, logger
@@ -75,7 +75,8 @@ def _attempt(group: Group, members: list[Member], *, alone: bool) -> list[Settle
 
 def _run(group: Group, members: list[Member]) -> list[Settlement]:
     request = members[0].request
-    sizes, whole = request.served.sizes, request.plugin.rows is Rows.GROUP
+    sizes, kind = request.served.sizes, request.plugin.rows
+    whole = kind is not Rows.INDEPENDENT
     job = EngineJob(members, group.offer, group.held)
     batch = join([member.request.batch for member in members])
     unknown = torch.tensor([m.request.predict for m in members for _ in range(m.request.rows)])
@@ -89,8 +90,9 @@ def _run(group: Group, members: list[Member]) -> list[Settlement]:
         job.begin_chunk(rows, -(-left // len(rows)), request.max_rows)
         part = _within_memory(request, batch, rows, unknown, predicted, job)
         if part is None:
-            most = max(len(rows), job.max_rows) if job.filled else len(rows)
-            if most == 1 or (whole and most == len(rows)):
+            most = job.max_rows if kind is Rows.COLLECTION else len(rows)
+            most = max(most, job.max_rows) if job.filled else most
+            if most == 1 or (kind is Rows.GROUP and most == len(rows)):
                 raise _no_memory(request, len(rows))
             sizes.ran_out(request.kind, most)
             continue
@@ -150,7 +152,9 @@ def _compute(
     classifier = request.served.classifier
     if unknown.any():
         with torch.no_grad():
-            predicted[unknown] = classifier(batch.inputs[unknown]).argmax(1).cpu()
+            parts = torch.split(batch.inputs[unknown], request.max_rows)
+            found = [classifier(part).argmax(1).cpu() for part in parts]
+        predicted[unknown] = torch.cat(found)
         index = torch.where(unknown, predicted, batch.targets.index[:, 0].cpu())
         targets = dataclasses.replace(batch.targets, index=index.reshape(-1, 1))
         batch = dataclasses.replace(batch, targets=targets.to(classifier.device))
@@ -171,11 +175,16 @@ def _tensors(plugin: AnyPlugin, result: Any, rows: int) -> Mapping[str, Tensor]:
             f"{plugin.name} returned {type(result).__name__}, not {plugin.result_type.__name__}"
         )
     for name, value in tensors.items():
-        if not value.dim() or len(value) != rows:
+        if _of_rows(plugin, name) and (not value.dim() or len(value) != rows):
             raise ValueError(
                 f"{plugin.name} returned {name} of shape {list(value.shape)} for {rows} rows"
             )
     return tensors
+
+
+def _of_rows(plugin: AnyPlugin, name: str) -> bool:
+    known = isinstance(plugin.result_type, type)  # else a mapping with names of its own
+    return not known or role_of(plugin.result_type, name) is not Role.GROUP
 
 
 def _outcome(
@@ -187,10 +196,13 @@ def _outcome(
     predicted: Tensor,
     chunks: list[range],
 ) -> Outcome:
-    part = slice(rows.start, rows.stop)
+    part, plugin = slice(rows.start, rows.stop), member.request.plugin
     held = group.held()
     return Outcome(
-        tensors={name: value[part] for name, value in tensors.items()},
+        tensors={
+            name: value[part] if _of_rows(plugin, name) else value
+            for name, value in tensors.items()
+        },
         predicted=tuple(predicted[part].tolist()) if member.request.predict else (),
         warnings=job.warnings(rows),
         queue_seconds=max(0.0, time.monotonic() - member.submitted - held),

@@ -42,7 +42,8 @@ class Group:
         self.key: Hashable = request.key
         self.plugin = request.plugin.name
         self.members: list[Member] = []
-        self.limit = 0 if request.plugin.rows is Rows.GROUP else request.max_rows
+        together = request.plugin.rows is not Rows.INDEPENDENT
+        self.limit = 0 if together else request.max_rows
         self.rows = 0
         self.clients: dict[str, int] = {}  # rows of each
         self.priority = member.request.call.priority

@@ -91,7 +91,7 @@ class Request:
         return self.served.sizes.rows(self.kind)
 
     def _key(self) -> Hashable:
-        if self.plugin.rows is Rows.GROUP:
+        if self.plugin.rows is not Rows.INDEPENDENT:
             return object()
         targets, tensors = self.batch.targets, self.batch.tensors
         direction = targets.direction

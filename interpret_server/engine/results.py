@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .. import __version__, rendering
-from ..plugin import Role, fields_like_input, result_fields
+from ..plugin import Role, fields_like_input, role_of
 from ..registry import AnyPlugin
 from .api import Array, Prediction, Preview, Provenance, Result
 from .arrays import to_array
@@ -22,14 +22,13 @@ Pictures = dict[str, tuple[bytes, ...]]
 
 def assemble(request: Request, outcome: Outcome) -> Result:
     """A call's result: named tensors, metrics, predictions, pictures and provenance."""
-    roles = _roles(request.plugin, outcome.tensors)
-    by_role = {
-        role: {name: value for name, value in outcome.tensors.items() if roles[name] is role}
-        for role in Role
-    }
+    by_role: dict[Role, dict[str, Tensor]] = {role: {} for role in Role}
+    for name, value in outcome.tensors.items():
+        by_role[_role(request.plugin, name)][name] = value
+    whole = by_role[Role.TENSOR] | by_role[Role.GROUP]
     tensors = {
         name: to_array(value, half=request.call.half)
-        for name, value in _split(request, by_role[Role.TENSOR]).items()
+        for name, value in _split(request, whole).items()
     }
     labels = request.served.info.labels
     return Result(
@@ -82,10 +81,10 @@ def draw_preview(request: Request, preview: Preview) -> Preview:
     return Preview(preview.done, preview.total, preview.tensors, pictures)
 
 
-def _roles(plugin: AnyPlugin, tensors: Mapping[str, Tensor]) -> dict[str, Role]:
+def _role(plugin: AnyPlugin, name: str) -> Role:
     if not isinstance(plugin.result_type, type):  # a mapping with names of its own
-        return dict.fromkeys(tensors, Role.TENSOR)
-    return {name: role for name, (role, _) in result_fields(plugin.result_type).items()}
+        return Role.TENSOR
+    return role_of(plugin.result_type, name)
 
 
 def _predictions(logits: Mapping[str, Tensor], labels: Sequence[str]) -> tuple[Prediction, ...]:

@@ -17,10 +17,10 @@ from torch import Tensor
 from ..errors import Cancelled, InterpretError
 from ..models.classifier import Classifier
 from ..models.targets import TargetKind
-from ..plugin import Batch, Inputs, Job, Params, Plugin, Role, Rows, result_fields
+from ..plugin import Batch, Inputs, Job, Params, Plugin, Role, Rows, result_tensors, role_of
 from .declarations import declaration_breaches
 from .subjects import Bare, batch_of, copy_of, subjects, take, targets_to_try
-from .witness import Surroundings, Witness
+from .witness import Surroundings, Witness, passes
 
 __all__ = ["ConformanceError", "conformance"]
 
@@ -54,8 +54,9 @@ def conformance(
     the capabilities it requires and that its `check` does not refuse. Checked are: the shape,
     finiteness and description of every result; that inputs, targets, model, hooks, modes and
     random generators are left as they were; that equal seeds give equal results; that a row's
-    result depends neither on its batch mates nor on their order (unless `rows` is GROUP), to
-    1e-6 of a field's largest value in float64 and 1e-3 in float32; that cancellation stops it;
+    result depends neither on its batch mates nor on their order (unless the rows belong together),
+    to 1e-6 of a field's largest value in float64 and 1e-3 in float32; that a COLLECTION goes
+    through the model in passes of at most `job.max_rows`; that cancellation stops it;
     that progress is reported, and that between two steps nothing of it disturbs other callers;
     every declared kind of target; and that it needs no capability beyond those it requires.
 
@@ -159,6 +160,8 @@ class _Examination:
         )
         if self.plugin.rows is Rows.INDEPENDENT:
             self._check_rows(model, batch, result)
+        if self.plugin.rows is Rows.COLLECTION:
+            self._check_passes(model, batch, result)
         if any(witness.loops):
             for boundary in sorted({0, witness.boundaries // 2, witness.boundaries - 1}):
                 self._check_cancellation(model, batch, boundary)
@@ -204,6 +207,21 @@ class _Examination:
         shuffled = self._run(model, take(batch, _ORDER), Job(), "on rows in another order")
         expected = {name: tensor[_ORDER] for name, tensor in result.items()}
         self._compare(model, shuffled, expected, "a row's result depends on the order of the rows")
+
+    def _check_passes(self, model: Classifier, batch: Batch, result: Mapping[str, Tensor]) -> None:
+        narrow = Job()
+        narrow.max_rows = _ROWS - 1
+        with passes(model) as sizes:
+            found = self._run(model, batch, narrow, "with few rows at a time")
+        if max(sizes, default=0) > narrow.max_rows:
+            self._breach(
+                model,
+                f"takes {max(sizes)} rows through the model at once where job.max_rows is "
+                f"{narrow.max_rows}; a COLLECTION has many",
+            )
+        self._compare(
+            model, found, result, "the result depends on how many rows go through the model at once"
+        )
 
     def _check_cancellation(self, model: Classifier, batch: Batch, boundary: int) -> None:
         batch = copy_of(batch)
@@ -287,19 +305,19 @@ class _Examination:
             self._breach(model, f"returns {type(result).__name__}, not {expected.__name__}")
             raise _Failure
         hints = typing.get_type_hints(expected)
-        roles = {name: role for name, (role, _) in result_fields(expected).items()}
-        tensors = {}
+        tensors = result_tensors(result)
+        problems = {
+            name: _tensor_problem(value, role_of(expected, name), rows, model.classes)
+            for name, value in tensors.items()
+        }
         for field in dataclass_fields(expected):
             value = getattr(result, field.name)
-            if isinstance(value, Tensor):
-                tensors[field.name] = value
-                problem = _tensor_problem(value, roles[field.name], rows, model.classes)
-            elif value is None and _allows_none(hints[field.name]):
-                continue
-            else:
-                problem = f"is {type(value).__name__}, not a tensor"
+            several = isinstance(value, Mapping) and all(map(torch.is_tensor, value.values()))
+            if not (several or isinstance(value, Tensor) or _may_lack(value, hints[field.name])):
+                problems[field.name] = f"is {type(value).__name__}, not a tensor"
+        for name, problem in problems.items():
             if problem:
-                self._breach(model, f"the result's {field.name} {problem}{how and f' ({how})'}")
+                self._breach(model, f"the result's {name} {problem}{how and f' ({how})'}")
                 raise _Failure
         return tensors
 
@@ -327,7 +345,7 @@ class _Examination:
 
 def _tensor_problem(value: Tensor, role: Role, rows: int, classes: int) -> str | None:
     shape = list(value.shape)
-    if not shape or shape[0] != rows:
+    if role is not Role.GROUP and (not shape or shape[0] != rows):
         return f"has shape {shape} for {rows} rows; the first axis is the batch"
     if role is Role.METRIC and shape != [rows]:
         return f"has shape {shape}; a metric is one number per row"
@@ -349,10 +367,12 @@ def _close(found: Tensor, expected: Tensor) -> bool:
     return torch.allclose(found, expected, rtol=0, atol=tolerance * largest)
 
 
-def _allows_none(hint: Any) -> bool:
-    return typing.get_origin(hint) in (typing.Union, types.UnionType) and type(
-        None
-    ) in typing.get_args(hint)
+def _may_lack(value: Any, hint: Any) -> bool:
+    return (
+        value is None
+        and typing.get_origin(hint) in (typing.Union, types.UnionType)
+        and type(None) in typing.get_args(hint)
+    )
 
 
 def _told(error: BaseException) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..models.classifier import Capability
 from ..models.targets import TargetKind
-from ..plugin import API_VERSION, AuxTensor, Inputs, Kind, Params, Plugin, Rows, result_fields
+from ..plugin import API_VERSION, AuxTensor, Inputs, Kind, Params, Plugin, Role, Rows, result_fields
 
 
 def declaration_breaches(plugin: Plugin[Any, Any]) -> Iterator[str]:
@@ -35,7 +35,7 @@ def declaration_breaches(plugin: Plugin[Any, Any]) -> Iterator[str]:
         if not isinstance(tensor, AuxTensor) or not tensor.description:
             yield f"the auxiliary tensor {name} must be an AuxTensor with a description"
     yield from _params_breaches(getattr(cls, "params_type", None))
-    yield from _result_type_breaches(getattr(cls, "result_type", None))
+    yield from _result_type_breaches(getattr(cls, "result_type", None), cls.rows)
 
 
 def _params_breaches(params: Any) -> Iterator[str]:
@@ -53,12 +53,14 @@ def _params_breaches(params: Any) -> Iterator[str]:
             yield f"the parameter {name} has no description"
 
 
-def _result_type_breaches(result: Any) -> Iterator[str]:
+def _result_type_breaches(result: Any, rows: Any) -> Iterator[str]:
     if not (isinstance(result, type) and is_dataclass(result)):
         yield "the result must be a dataclass: class P(Plugin[MyParams, MyResult])"
         return
     if not getattr(result, "__dataclass_params__").frozen:  # noqa: B009
         yield "the result's dataclass must be frozen"
-    for name, (_, description) in result_fields(result).items():
+    for name, (role, description) in result_fields(result).items():
         if not description:
             yield f"the result's field {name} has no description; make it with output or metric"
+        if role is Role.GROUP and rows is Rows.INDEPENDENT:
+            yield f"the result's field {name} is about all rows, and `rows` is INDEPENDENT"

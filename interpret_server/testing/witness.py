@@ -2,7 +2,9 @@
 
 import random
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy
 import torch
@@ -39,6 +41,23 @@ def hooks(model: Classifier) -> frozenset[str]:
     if any(getattr(nn_module, f"_global{kind}") for kind in _HOOKS):
         hooked.add("every module")
     return frozenset(hooked)
+
+
+@contextmanager
+def passes(model: Classifier) -> Iterator[list[int]]:
+    """Grows by the rows of every pass through the model's network."""
+    sizes: list[int] = []
+    compute = model.module.compute
+
+    def counted(form: Callable[[Tensor], Any], x: Tensor) -> Any:
+        sizes.append(len(x))
+        return compute(form, x)
+
+    model.module.compute = counted  # type: ignore[method-assign]
+    try:
+        yield sizes
+    finally:
+        del model.module.compute
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,15 @@
 """Merging alike calls, and keeping unlike ones apart."""
 
 import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import pytest
 import torch
 from engine_fakes import (
     Act,
     Double,
+    NoParams,
     Shuffle,
     Synthesis,
     Value,
@@ -23,10 +26,12 @@ from engine_fakes import (
     to_class,
     until,
 )
-from torch import nn
+from torch import Tensor, nn
 
 from interpret_server.engine.api import Target
-from interpret_server.errors import InvalidRequest
+from interpret_server.errors import InterpretError, InvalidRequest
+from interpret_server.models.classifier import Classifier
+from interpret_server.plugin import Batch, Job, Kind, Plugin, Rows, group_output, output
 from interpret_server.testing import classifier
 
 
@@ -154,6 +159,65 @@ async def test_a_group_larger_than_the_batch_limit_is_refused():
     async with serving(Shuffle(), max_batch=2) as worker:
         with pytest.raises(InvalidRequest, match="at most 2 rows at once, not 3"):
             await result(worker, calling("shuffle", rows(0, 0, 0)))
+
+
+@dataclass(frozen=True)
+class Gathered:
+    shares: Tensor = output("each row's share")
+    total: Tensor = group_output("the sum of all rows")
+    parts: Mapping[str, Tensor] = group_output("of the passes")
+
+
+class Gather(Plugin[NoParams, Gathered]):
+    """Reads all rows of a call, a few at a time."""
+
+    name = "gather"
+    kind = Kind.METRIC
+    rows = Rows.COLLECTION
+
+    def __init__(self, memory: int = 1000) -> None:
+        self.memory, self.passes = memory, []
+
+    def run(self, model: Classifier, batch: Batch, params: NoParams, job: Job) -> Gathered:
+        parts = batch.inputs.split(job.max_rows)
+        for step in job.track(len(parts)):
+            self.passes.append(len(parts[step]))
+            if len(parts[step]) > self.memory:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+        total = batch.inputs.sum(0)
+        return Gathered(batch.inputs / total, total, {"first": total[0], "sizes": total[:2]})
+
+
+async def test_a_collection_of_many_rows_is_one_batch_that_the_plugin_takes_in_passes():
+    gather, walk, model = Gather(), Walk(), linear()
+    async with serving(gather, walk, model=model, max_batch=4) as worker:
+        sizes = forwards(model)
+        given = [rows(*(i / 10 for i in range(10))), rows(0.5)]
+        calls = [calling("gather", item) for item in given]
+        many, one = await behind_a_busy_device(worker, walk, calls)
+    assert sorted(gather.passes) == [1, 2, 4, 4]
+    assert max(sizes) <= 4  # predicting the classes that no caller named, too
+    assert tensor(many.tensors["shares"]).shape == (10, 4)
+    assert tensor(many.tensors["total"]).tolist() == pytest.approx([4.5, 5, 2.5, 0])
+    assert tensor(many.tensors["parts.first"]).tolist() == pytest.approx(4.5)
+    assert tensor(many.tensors["parts.sizes"]).tolist() == pytest.approx([4.5, 5])
+    assert len(many.provenance.targets) == 10
+    assert tensor(one.tensors["total"])[0] == 0.5
+
+
+async def test_memory_that_runs_out_halves_the_passes_of_a_collection():
+    gather = Gather(memory=2)
+    async with serving(gather, max_batch=8) as worker:
+        given = rows(*(i / 10 for i in range(10)))
+        found = await result(worker, calling("gather", given, targets=to_class(0)))
+        assert gather.passes == [8, 4, 2, 2, 2, 2, 2]
+        assert tensor(found.tensors["total"])[0] == pytest.approx(4.5)
+    gather = Gather(memory=0)
+    async with serving(gather, max_batch=4) as worker:
+        with pytest.raises(InterpretError, match="ran out of memory on 10 rows") as caught:
+            await result(worker, calling("gather", given, targets=to_class(0)))
+    assert gather.passes == [4, 2, 1]
+    assert caught.value.reason == "OVERLOADED"
 
 
 async def test_merged_batches_stop_at_the_limit():

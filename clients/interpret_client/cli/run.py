@@ -147,8 +147,8 @@ def _follow(stream: EventStream, title: str, *, quiet: bool) -> Result:
 
 
 def _rows(result: Result) -> int:
-    sizes = [len(values) for values in (*result.metrics.values(), *result.tensors.values())]
-    return max([*sizes, len(result.before), len(result.after)], default=0)
+    per_row = (result.before, result.after, result.provenance.seeds, *result.metrics.values())
+    return max(map(len, per_row))
 
 
 def _number(value: float) -> str:
@@ -159,7 +159,9 @@ def _number(value: float) -> str:
 
 def _print_result(result: Result, names: list[str], written: tuple[Path, ...]) -> None:
     columns = {"row": names}
-    per_row = {name: tensor for name, tensor in result.tensors.items() if tensor.ndim == 1}
+    per_row = {
+        name: tensor for name, tensor in result.tensors.items() if tensor.shape == (len(names),)
+    }
     if result.before:
         columns["before"] = [class_text(item) for item in result.before]
     if result.after:
