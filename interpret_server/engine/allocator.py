@@ -6,11 +6,13 @@ import os
 import sys
 
 _MIB = 1 << 20
-# Parameter of mallopt in glibc's malloc.h, name in the environment, bytes.
+# Parameter of mallopt in glibc's malloc.h, name in the environment, value. Arenas of other threads
+# than the first hold 64 MiB at most: what is larger would be mapped and cleared every time.
 _SETTINGS = (
-    (-3, "MALLOC_MMAP_THRESHOLD_", 32 * _MIB),
+    (-3, "MALLOC_MMAP_THRESHOLD_", 1024 * _MIB),
     (-1, "MALLOC_TRIM_THRESHOLD_", 512 * _MIB),
     (-2, "MALLOC_TOP_PAD_", 64 * _MIB),
+    (-8, "MALLOC_ARENA_MAX", 1),
 )
 
 
@@ -18,8 +20,9 @@ def keep_freed_memory() -> bool:
     """Let the process use freed memory again instead of returning it to the system each time.
 
     Otherwise glibc maps every message and activation of some hundred KiB afresh, and the kernel
-    clears its pages again. Up to 512 MiB of freed memory stay with the process. What the
-    environment sets already stays as it is.
+    clears its pages again. Freed memory stays with the process until `return_freed_memory`, at
+    the end of its heap up to 512 MiB. To be called before other threads start. What the environment
+    sets already stays as it is.
 
     Returns:
         Whether the C library has these settings; elsewhere nothing is done.

@@ -35,6 +35,7 @@ from .openmp import one_thread
 from .primitives import primitives
 from .release import release
 from .request import Request, Served
+from .resting import Resting
 from .results import assemble, draw_preview
 from .schedule import MAX_QUEUE_BYTES, Scheduler
 from .sizes import MAX_STEP_SECONDS
@@ -99,6 +100,7 @@ class LocalWorker:
         self._helpers = ThreadPoolExecutor(2, thread_name_prefix="interpret-helper")
         self._loaders = ThreadPoolExecutor(2, thread_name_prefix="interpret-load")
         self._calls = Occupancy()
+        self._resting = Resting(lambda: self._calls.count > 0)
         self._closing = False
 
     def plugins(self) -> tuple[PluginInfo, ...]:
@@ -192,6 +194,7 @@ class LocalWorker:
                     if isinstance(event, Result):
                         return
             finally:
+                self._resting.called()
                 if not mailbox.settled:
                     self._scheduler.abandon(member)
 
@@ -208,6 +211,7 @@ class LocalWorker:
         A call that is ended so raises `Unavailable`; its plugin stops at its next step.
         """
         self._closing = True
+        self._resting.close()
         for releasing in tuple(self._releases):
             releasing.cancel()
         with contextlib.suppress(TimeoutError):
