@@ -57,6 +57,17 @@ class InvalidRequest(InterpretError):
         """One wrong field: the message is `field: description`."""
         return cls(f"{field}: {description}", violations=(Violation(field, description),))
 
+    def within(self, field: str) -> "InvalidRequest":
+        """The same of parameters that stand in `field`: `params.x` becomes `<field>.params.x`."""
+        violations = [
+            Violation(f"{field}.{item.field}", item.description)
+            if item.field.partition(".")[0] == "params"
+            else item
+            for item in self.violations
+        ]
+        told = "; ".join(f"{item.field}: {item.description}" for item in violations)
+        return type(self)(told or self.message, violations=violations)
+
 
 class InvalidModel(InvalidRequest):
     """The model file is corrupt, truncated, or not of the format that was named."""

@@ -4,18 +4,20 @@ A plugin is one class: its parameters (`Params`), its result (a frozen dataclass
 first axis is the batch) and one method, `run`. See docs/plugins.md for a walk through one.
 """
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from dataclasses import fields as dataclass_fields
 from enum import StrEnum
 from typing import Any, ClassVar, Generic, TypeVar, get_args, get_origin
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from .errors import Cancelled, DeadlineExceeded, InvalidRequest
+from .method import Method
 from .models.classifier import Capability, Classifier
 from .models.targets import TargetKind, Targets
 from .noise import normal_rows, uniform_rows
@@ -24,6 +26,7 @@ __all__ = [
     "API_VERSION",
     "AuxTensor",
     "Batch",
+    "BoundPlugin",
     "Cancelled",
     "Capability",
     "Classifier",
@@ -32,6 +35,7 @@ __all__ = [
     "InvalidRequest",
     "Job",
     "Kind",
+    "Method",
     "Params",
     "Plugin",
     "Role",
@@ -212,9 +216,29 @@ class Job:
         """The second model that the request names."""
         raise InvalidRequest.field("params", f"no model {name!r} was given to this job")
 
-    def plugin(self, name: str) -> "Plugin[Any, Any]":
-        """The second plugin that the request names."""
-        raise InvalidRequest.field("params", f"no plugin {name!r} was given to this job")
+    def plugin(self, method: Method) -> "BoundPlugin":
+        """The second plugin that a parameter of the first names.
+
+        Raises:
+            InvalidRequest: there is none of that name, or its parameters are wrong; the server
+                has refused such a request before.
+        """
+        plugin = self.find(method.plugin)
+        if plugin is None:
+            raise InvalidRequest.field(
+                f"{method.field}.plugin", f"there is no plugin {method.plugin!r}"
+            )
+        try:
+            params = plugin.params_type.model_validate_json(json.dumps(method.params))
+        except ValidationError as error:
+            raise InvalidRequest.field(f"{method.field}.params", str(error)) from None
+        return BoundPlugin(plugin, params, self, method.field)
+
+    def find(self, name: str) -> "Plugin[Any, Any] | None":
+        """A plugin that `plugin` may give; an inert job finds every installed one."""
+        from .registry import installed
+
+        return installed(name)
 
 
 P = TypeVar("P", bound=Params)
@@ -237,6 +261,7 @@ class Plugin(ABC, Generic[P, R]):
     inputs: ClassVar[Inputs] = Inputs.REQUIRED
     target_kinds: ClassVar[frozenset[TargetKind]] = frozenset(TargetKind) - {TargetKind.NONE}
     tensors: ClassVar[Mapping[str, AuxTensor]] = {}
+    uses: ClassVar[Mapping[str, Kind]] = {}  # parameters that name second plugins, and their kind
     params_type: ClassVar[type[Any]]
     result_type: ClassVar[type[Any]]
 
@@ -257,6 +282,64 @@ class Plugin(ABC, Generic[P, R]):
     @abstractmethod
     def run(self, model: Classifier, batch: Batch, params: P, job: Job) -> R:
         """Compute the result; every tensor in it but a `group_output` has `len(batch)` rows."""
+
+
+class BoundPlugin:
+    """A second plugin with its parameters, run as a part of the first one's work.
+
+    Run it within a step of the first one's `Job.track`: its own steps then observe cancellation
+    and deadlines, but are not counted. It shows no previews.
+
+    Attributes:
+        plugin: the second plugin.
+        params: its parameters, of `plugin.params_type`.
+    """
+
+    def __init__(self, plugin: Plugin[Any, Any], params: Any, job: Job, field: str) -> None:
+        self.plugin, self.params = plugin, params
+        self._job, self._field = job, field
+
+    def run(self, model: Classifier, batch: Batch, *, warn: bool = False) -> Any:
+        """The second plugin's result, of its `result_type`.
+
+        Args:
+            model: any classifier that has what the plugin requires.
+            batch: of any number of rows; auxiliary tensors that the plugin does not declare are
+                left out.
+            warn: its warnings go to the callers; row i of `batch` is then row i of the job's.
+
+        Raises:
+            InvalidRequest: the plugin refuses what it is given.
+            Cancelled, DeadlineExceeded: as of `Job.track`.
+        """
+        known = {name: batch.tensors[name] for name in self.plugin.tensors if name in batch.tensors}
+        job = _NestedJob(self._job, self.plugin.name if warn else None)
+        try:
+            return self.plugin.run(model, replace(batch, tensors=known), self.params, job)
+        except InvalidRequest as error:
+            raise error.within(self._field) from None
+
+
+class _NestedJob(Job):
+    def __init__(self, outer: Job, warns_as: str | None) -> None:
+        self._outer, self._warns_as = outer, warns_as
+
+    @property
+    def max_rows(self) -> int:  # type: ignore[override]
+        return self._outer.max_rows
+
+    def track(self, total: int) -> Iterator[int]:
+        return self._outer.track(total)
+
+    def warn(self, rows: Tensor, message: str) -> None:
+        if self._warns_as is not None:
+            self._outer.warn(rows, f"{self._warns_as}: {message}")
+
+    def model(self, name: str) -> Classifier:
+        return self._outer.model(name)
+
+    def find(self, name: str) -> Plugin[Any, Any] | None:
+        return self._outer.find(name)
 
 
 def result_fields(result_type: type[Any]) -> dict[str, tuple[Role, str]]:

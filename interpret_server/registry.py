@@ -14,9 +14,9 @@ from dataclasses import dataclass, is_dataclass
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Self
+from typing import Any, Self, get_args
 
-from .plugin import API_VERSION, AuxTensor, Kind, Params, Plugin, Role, Rows, result_fields
+from .plugin import API_VERSION, AuxTensor, Kind, Method, Params, Plugin, Role, Rows, result_fields
 
 GROUP = "interpret_server.plugins"
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -195,6 +195,24 @@ def _check(plugin: type[AnyPlugin], origin: str) -> None:
         raise refuse("has a `group_output`, and rows that are independent")
     if not all(isinstance(item, AuxTensor) for item in plugin.tensors.values()):
         raise refuse("declares `tensors` that are not AuxTensor")
+    naming = {name for name, item in params.model_fields.items() if _mentions(item.annotation)}
+    if naming != plugin.uses.keys() or not all(isinstance(k, Kind) for k in plugin.uses.values()):
+        told = ", ".join(sorted(naming)) or "none"
+        raise refuse(f"must declare in `uses` a Kind for each parameter of type Method: {told}")
+
+
+def _mentions(annotation: Any) -> bool:
+    return annotation is Method or any(_mentions(item) for item in get_args(annotation))
+
+
+def installed(name: str) -> AnyPlugin | None:
+    """The installed plugin of a name, or None.
+
+    Raises:
+        PluginLoadError: it cannot be used.
+    """
+    points = metadata.entry_points(group=GROUP, name=name)
+    return next((_instance(point.load(), name) for point in points), None)
 
 
 def summary(plugin: type[AnyPlugin]) -> str:

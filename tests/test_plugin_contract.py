@@ -14,6 +14,7 @@ from interpret_server.plugin import (
     Inputs,
     Job,
     Kind,
+    Method,
     Params,
     Plugin,
     Role,
@@ -100,8 +101,8 @@ def test_an_inert_job_lets_a_plugin_run_anywhere():
     assert list(Job().track(2)) == [0, 1]
     with pytest.raises(InvalidRequest, match="no model 'prior'"):
         Job().model("prior")
-    with pytest.raises(InvalidRequest, match="no plugin 'prior'"):
-        Job().plugin("prior")
+    with pytest.raises(InvalidRequest, match=r"params\.method\.plugin: there is no plugin 'prior'"):
+        Job().plugin(Method(plugin="prior"))
 
 
 def test_the_fields_of_a_result_have_roles_and_descriptions():

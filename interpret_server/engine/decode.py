@@ -2,26 +2,31 @@
 
 import secrets
 from collections.abc import Mapping
-from difflib import get_close_matches
-from typing import Any
 
-from pydantic import ValidationError
 from torch import Tensor
 
-from ..errors import InvalidRequest, MissingCapability, Violation
+from ..errors import InvalidRequest
 from ..models.classifier import Classifier
 from ..plugin import Batch, Inputs, Rows
 from ..registry import AnyPlugin, Registration
 from .api import Array, Call
 from .inputs import check_finite, decode_inputs, limit_rows, numbers
+from .methods import Methods, Plugins
+from .parameters import check_capabilities, decode_params
 from .request import Request, Served
 from .targets import decode_targets
 
 _MAX_SEED = (1 << 64) - 1
 
 
-def decode(call: Call, served: Served, registration: Registration) -> Request:
+def decode(call: Call, served: Served, registration: Registration, plugins: Plugins) -> Request:
     """Check a call against its model and plugin, and make its batch.
+
+    Args:
+        call: as the caller wrote it.
+        served: the model.
+        registration: the plugin.
+        plugins: every plugin that the call may name besides.
 
     Raises:
         InvalidRequest: naming the field that is wrong.
@@ -31,6 +36,8 @@ def decode(call: Call, served: Served, registration: Registration) -> Request:
     check_capabilities(plugin, classifier)
     params = decode_params(plugin, call.params)
     plugin.check(classifier, params)
+    methods = Methods(classifier, plugins, call.tensors.keys() & plugin.tensors.keys())
+    params = methods.resolve(plugin, params)
     inputs = _decode_inputs(call, plugin, served)
     row = classifier.input_shape if inputs is None else classifier.row_shape(inputs)
     tensors = _decode_tensors(call, plugin, classifier, row)
@@ -44,6 +51,7 @@ def decode(call: Call, served: Served, registration: Registration) -> Request:
     targets, predict = decode_targets(
         call.targets, plugin, classifier, rows, row, has_inputs=inputs is not None
     )
+    methods.check_targets(targets.kind)
     batch = Batch(
         inputs=classifier.neutral(rows) if inputs is None else inputs,
         targets=targets,
@@ -51,48 +59,16 @@ def decode(call: Call, served: Served, registration: Registration) -> Request:
         tensors=tensors,
         has_inputs=inputs is not None,
     )
-    return Request(call, served, registration, params, params.model_dump_json(), batch, predict)
-
-
-def check_capabilities(plugin: AnyPlugin, classifier: Classifier) -> None:
-    """Refuse a plugin whose needs the model does not meet.
-
-    Raises:
-        MissingCapability: with the reason that was found when the model was loaded.
-    """
-    for capability in sorted(plugin.requires - classifier.capabilities):
-        why = classifier.lacking.get(capability, f"{classifier.name} does not have it")
-        raise MissingCapability(f"{plugin.name} requires {capability.value}: {why}")
-
-
-def decode_params(plugin: AnyPlugin, text: str) -> Any:
-    """The plugin's parameters from JSON text; empty text means the defaults.
-
-    Raises:
-        InvalidRequest: with one violation `params.<name>` per wrong parameter.
-    """
-    try:
-        return plugin.params_type.model_validate_json(text or "{}")
-    except ValidationError as error:
-        names = list(plugin.params_type.model_fields)
-        violations = [
-            Violation(
-                ".".join(["params", *(str(part) for part in item["loc"])]),
-                _describe(plugin.name, names, item),
-            )
-            for item in error.errors(include_url=False, include_context=False)
-        ]
-    message = "; ".join(f"{item.field}: {item.description}" for item in violations)
-    raise InvalidRequest(message, violations=violations)
-
-
-def _describe(plugin: str, names: list[str], item: Any) -> str:
-    if item["type"] == "extra_forbidden":
-        close = get_close_matches(str(item["loc"][-1]), names, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(names) or 'none'}"
-        return f"{plugin} has no such parameter; {hint}"
-    message = str(item["msg"]).removeprefix("Value error, ").removeprefix("Assertion failed, ")
-    return message[:1].lower() + message[1:]
+    return Request(
+        call,
+        served,
+        registration,
+        params,
+        params.model_dump_json(),
+        batch,
+        predict,
+        {method.name: method for method in methods.found},
+    )
 
 
 def _decode_inputs(call: Call, plugin: AnyPlugin, served: Served) -> Tensor | None:

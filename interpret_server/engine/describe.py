@@ -1,11 +1,12 @@
 """What is told about a plugin, from its class, and about a classifier made without a file."""
 
 import inspect
+from typing import Any
 
 from ..models.classifier import Capability, Classifier
 from ..models.manifest import InputSpec, Manifest
 from ..plugin import result_fields
-from ..registry import Registration, summary
+from ..registry import AnyPlugin, Registration, summary
 from .api import AuxInfo, InputInfo, LayerInfo, ModelInfo, PluginInfo, ResultField, Verification
 
 
@@ -24,7 +25,7 @@ def describe_plugin(registration: Registration) -> PluginInfo:
         rows=plugin.rows.value,
         inputs=plugin.inputs.value,
         target_kinds=frozenset(kind.value for kind in plugin.target_kinds),
-        schema=plugin.params_type.model_json_schema(),
+        schema=_schema(plugin),
         fields=tuple(
             ResultField(name, role.value, description)
             for name, (role, description) in result_fields(plugin.result_type).items()
@@ -34,6 +35,13 @@ def describe_plugin(registration: Registration) -> PluginInfo:
             for name, item in plugin.tensors.items()
         ),
     )
+
+
+def _schema(plugin: type[AnyPlugin]) -> dict[str, Any]:
+    schema: dict[str, Any] = plugin.params_type.model_json_schema()
+    for name, kind in plugin.uses.items():
+        schema["properties"][name]["x-plugin-kind"] = kind.value
+    return schema
 
 
 def describe_classifier(name: str, classifier: Classifier, max_batch: int) -> ModelInfo:

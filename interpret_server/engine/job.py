@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from ..plugin import Job
+from ..registry import AnyPlugin
 from .api import Preview, Progress, RowWarning
 from .arrays import to_array
 from .member import Member, why_nobody_waits
@@ -147,6 +148,9 @@ class EngineJob(Job):
         found = rows.flatten().nonzero().flatten().tolist()
         if found:
             self._fresh.append((message, [self._rows.start + row for row in found]))
+
+    def find(self, name: str) -> AnyPlugin | None:
+        return self._members[0].request.methods.get(name)
 
     def warnings(self, rows: range) -> tuple[RowWarning, ...]:
         """The warnings about some rows, numbered from the first of them."""

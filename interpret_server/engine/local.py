@@ -258,7 +258,7 @@ class LocalWorker:
     async def _decode(self, call: Call, served: Served, registration: Registration) -> Request:
         return await self._off_loop(
             decoded_bytes(call) > INLINE_BYTES,
-            lambda: decode(call, served, registration),
+            lambda: decode(call, served, registration, self._plugins),
             f"decoding a call of {call.plugin}",
         )
 

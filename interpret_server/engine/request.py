@@ -1,6 +1,6 @@
 """Calls after decoding: everything checked, nothing queued yet."""
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,6 +50,7 @@ class Request:
         batch: on the CPU unless there were no inputs; its inputs are as callers send them, to be
             encoded when they run.
         predict: the targets are the predicted classes, not yet known.
+        methods: by name, the plugins that the parameters name.
         key: calls with equal keys may share a batch.
     """
 
@@ -60,6 +61,7 @@ class Request:
     params_json: str
     batch: Batch
     predict: bool
+    methods: Mapping[str, AnyPlugin]
     key: Hashable = field(init=False)
     nbytes: int = field(init=False)  # of inputs, auxiliary tensors and directions
 
@@ -83,7 +85,8 @@ class Request:
     @property
     def kind(self) -> Hashable:
         """What `BatchSizes` tells apart."""
-        return self.plugin.name, tuple(self.batch.inputs.shape[1:])
+        names = (self.plugin.name, *sorted(self.methods))
+        return names, tuple(self.batch.inputs.shape[1:])
 
     @property
     def max_rows(self) -> int:

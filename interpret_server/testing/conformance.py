@@ -14,10 +14,12 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from ..engine.methods import Methods
 from ..errors import Cancelled, InterpretError
 from ..models.classifier import Classifier
 from ..models.targets import TargetKind
 from ..plugin import Batch, Inputs, Job, Params, Plugin, Role, Rows, result_tensors, role_of
+from ..registry import Registry
 from .declarations import declaration_breaches
 from .subjects import Bare, batch_of, copy_of, subjects, take, targets_to_try
 from .witness import Surroundings, Witness, passes
@@ -111,6 +113,9 @@ class _Examination:
 
     def __init__(self, plugin: AnyPlugin, params: Params, tensors: MakeTensors | None) -> None:
         self.plugin, self.params, self.tensors = plugin, params, tensors
+        others = Registry.installed() if plugin.uses else ()
+        self.others = {item.plugin.name: item for item in others}
+        self.requires = plugin.requires  # with what the plugins that it uses require
         self.found: dict[str, list[str]] = {}
         self.cause: BaseException | None = None
 
@@ -134,14 +139,17 @@ class _Examination:
                 self._check_requirements(suited[0])
 
     def _suits(self, model: Classifier, refusals: list[str]) -> bool:
+        methods = Methods(model, self.others, self.plugin.tensors.keys())
         if missing := self.plugin.requires - model.capabilities:
             refusals.append(f"{model.name} lacks {', '.join(sorted(missing))}")
             return False
         try:
             self.plugin.check(model, self.params)
+            methods.resolve(self.plugin, self.params)
         except InterpretError as error:
             refusals.append(f"{model.name} is refused: {error}")
             return False
+        self.requires = self.requires.union(*(item.requires for item in methods.found))
         return True
 
     def _examine(self, model: Classifier) -> None:
@@ -202,7 +210,11 @@ class _Examination:
             alone = self._run(model, take(batch, [row]), Job(), "on a single row")
             expected = {name: tensor[row : row + 1] for name, tensor in result.items()}
             self._compare(
-                model, alone, expected, "a row's result depends on the other rows of its batch"
+                model,
+                alone,
+                expected,
+                "a row's result depends on the other rows of its batch",
+                result,
             )
         shuffled = self._run(model, take(batch, _ORDER), Job(), "on rows in another order")
         expected = {name: tensor[_ORDER] for name, tensor in result.items()}
@@ -255,7 +267,7 @@ class _Examination:
                 self._breach(model, f"refuses the {kind} targets that it declares: {refusals[0]}")
 
     def _check_requirements(self, model: Classifier) -> None:
-        bare = Bare(model, self.plugin.requires)
+        bare = Bare(model, self.requires)
         kinds = self.plugin.target_kinds or {TargetKind.NONE}
         logits = {TargetKind.CLASS, TargetKind.NONE} & kinds
         if not logits:
@@ -327,13 +339,15 @@ class _Examination:
         found: Mapping[str, Tensor],
         expected: Mapping[str, Tensor],
         message: str,
+        whole: Mapping[str, Tensor] | None = None,
     ) -> None:
+        """Report what differs by more than a share of a field's largest value in `whole`."""
         for name in sorted(found.keys() | expected.keys()):
             if name not in found or name not in expected:
                 self._breach(model, f"{message}: {name} is there only sometimes")
             elif found[name].shape != expected[name].shape:
                 self._breach(model, f"{message}: {name} differs in shape")
-            elif not _close(found[name], expected[name]):
+            elif not _close(found[name], expected[name], (whole or expected)[name]):
                 self._breach(model, f"{message}: {name}")
 
     def _breach(self, model: Classifier, message: str, cause: BaseException | None = None) -> None:
@@ -358,12 +372,12 @@ def _tensor_problem(value: Tensor, role: Role, rows: int, classes: int) -> str |
     return None
 
 
-def _close(found: Tensor, expected: Tensor) -> bool:
+def _close(found: Tensor, expected: Tensor, whole: Tensor) -> bool:
     if not expected.is_floating_point():
         return torch.equal(found, expected)
     tolerance = _FINE if expected.dtype is torch.float64 else _COARSE
     found, expected = found.double(), expected.double()
-    largest = float(expected.abs().max()) if expected.numel() else 0.0
+    largest = float(whole.double().abs().max()) if whole.numel() else 0.0
     return torch.allclose(found, expected, rtol=0, atol=tolerance * largest)
 
 

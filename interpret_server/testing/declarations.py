@@ -34,6 +34,8 @@ def declaration_breaches(plugin: Plugin[Any, Any]) -> Iterator[str]:
     for name, tensor in cls.tensors.items():
         if not isinstance(tensor, AuxTensor) or not tensor.description:
             yield f"the auxiliary tensor {name} must be an AuxTensor with a description"
+    if not all(isinstance(kind, Kind) for kind in cls.uses.values()):
+        yield "`uses` must give a Kind for each parameter that names a second plugin"
     yield from _params_breaches(getattr(cls, "params_type", None))
     yield from _result_type_breaches(getattr(cls, "result_type", None), cls.rows)
 

@@ -1,0 +1,124 @@
+"""The second plugins that a request names, checked before anything is queued."""
+
+import json
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
+from difflib import get_close_matches
+from typing import Any
+
+from ..errors import FailedPrecondition, InvalidRequest, MissingCapability, Violation
+from ..models.classifier import Classifier
+from ..models.targets import TargetKind
+from ..plugin import Kind, Method, Rows
+from ..registry import AnyPlugin, Registration
+from .parameters import check_capabilities, decode_params
+
+Plugins = Mapping[str, Registration]
+
+
+class Methods:
+    """The second plugins of one request.
+
+    Args:
+        classifier: that the request runs on.
+        plugins: every plugin that there is.
+        tensors: names of the auxiliary tensors that the first plugin declares and the caller gave.
+
+    Attributes:
+        found: the plugins that were named, theirs included.
+    """
+
+    def __init__(self, classifier: Classifier, plugins: Plugins, tensors: AbstractSet[str]) -> None:
+        self._classifier, self._plugins, self._tensors = classifier, plugins, tensors
+        self.found: list[AnyPlugin] = []
+
+    def resolve(self, plugin: AnyPlugin, params: Any) -> Any:
+        """A plugin's parameters, with every default of the plugins that they name filled in.
+
+        Raises:
+            InvalidRequest, FailedPrecondition: naming the field that is wrong, such as
+                `params.method.plugin` or `params.method.params.steps`.
+        """
+        return self._resolve([plugin], params, "params")
+
+    def check_targets(self, kind: TargetKind) -> None:
+        """Refuse targets that one of the plugins does not take.
+
+        Raises:
+            InvalidRequest: naming `target`.
+        """
+        for plugin in self.found:
+            if plugin.target_kinds and kind not in plugin.target_kinds:
+                told = "needs a target" if kind is TargetKind.NONE else f"takes no {kind} target"
+                raise InvalidRequest.field("target", f"{plugin.name} {told}")
+
+    def _resolve(self, users: list[AnyPlugin], params: Any, path: str) -> Any:
+        update: dict[str, Any] = {}
+        for name, kind in users[-1].uses.items():
+            value, field = getattr(params, name), f"{path}.{name}"
+            if isinstance(value, Method):
+                update[name] = self._second(users, value, kind, field)
+            elif value is not None:
+                update[name] = type(value)(
+                    self._second(users, item, kind, f"{field}.{index}")
+                    for index, item in enumerate(value)
+                )
+        return params.model_copy(update=update) if update else params
+
+    def _second(self, users: list[AnyPlugin], method: Method, kind: Kind, field: str) -> Method:
+        plugin = self._find(users, method.plugin, kind, f"{field}.plugin")
+        self._check_needs(users, plugin, f"{field}.plugin")
+        try:
+            params = decode_params(plugin, json.dumps(method.params))
+            plugin.check(self._classifier, params)
+        except InvalidRequest as error:
+            raise error.within(field) from None
+        except FailedPrecondition as error:
+            raise type(error)(f"{field}.plugin: {error.message}") from None
+        params = self._resolve([*users, plugin], params, f"{field}.params")
+        self.found.append(plugin)
+        return method.resolved(field, params.model_dump(mode="json"))
+
+    def _find(self, users: list[AnyPlugin], name: str, kind: Kind, field: str) -> AnyPlugin:
+        registration = self._plugins.get(name)
+        fitting = sorted(
+            item.plugin.name for item in self._plugins.values() if item.plugin.kind is kind
+        )
+        if registration is None:
+            close = get_close_matches(name, fitting, n=3) or fitting[:3]
+            hint = f"; did you mean {', '.join(close)}?" if close else ""
+            raise InvalidRequest.field(field, f"there is no plugin {name!r}{hint}")
+        plugin = registration.plugin
+        if plugin.kind is not kind:
+            raise InvalidRequest.field(
+                field,
+                f"{name} is of kind {plugin.kind}, where {users[-1].name} takes one of {kind}",
+            )
+        if name in [user.name for user in users]:
+            raise InvalidRequest.field(field, f"{name} cannot use itself")
+        return plugin
+
+    def _check_needs(self, users: list[AnyPlugin], plugin: AnyPlugin, field: str) -> None:
+        try:
+            check_capabilities(plugin, self._classifier)
+        except MissingCapability as error:
+            raise MissingCapability(
+                f"{field}: {error.message}", violations=[Violation(field, error.message)]
+            ) from None
+        if plugin.rows is Rows.GROUP and users[0].rows is not Rows.GROUP:
+            raise InvalidRequest.field(
+                field,
+                f"{plugin.name} treats the rows of a call as one group, which {users[0].name} "
+                "does not",
+            )
+        for name, tensor in plugin.tensors.items():
+            if tensor.required and name not in self._tensors:
+                raise InvalidRequest.field(
+                    field,
+                    f"{plugin.name} needs the auxiliary tensor {name!r}, which "
+                    + (
+                        "was not given"
+                        if name in users[0].tensors
+                        else f"{users[0].name} does not hand on"
+                    ),
+                )
