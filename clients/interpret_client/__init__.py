@@ -6,7 +6,8 @@
         result.tensors["attributions"]
 
 `interpret_client.aio` is the same, asynchronous; `interpret_client.torch` makes a served model a
-torch module. Importing this package imports no torch.
+torch module; `interpret_client.pictures` draws what came back. Importing this package imports no
+torch.
 """
 
 from importlib import import_module
@@ -50,6 +51,7 @@ from .results import (
 
 if TYPE_CHECKING:
     from . import aio as aio
+    from . import pictures as pictures
     from . import torch as torch
 
 __all__ = [
@@ -88,7 +90,7 @@ __all__ = [
     "connect",
 ]
 
-_LAZY = ("aio", "torch")
+_LAZY = ("aio", "pictures", "torch")
 
 
 def __getattr__(name: str) -> Any:
