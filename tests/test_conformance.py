@@ -31,6 +31,7 @@ from interpret_server.plugin import (
     output,
 )
 from interpret_server.testing import ConformanceError, classifier, conformance
+from tests.plugins.attribution.transformers import IMAGE, vision
 
 POINTS = sorted(entry_points(group="interpret_server.plugins"), key=lambda point: point.name)
 
@@ -39,7 +40,13 @@ POINTS = sorted(entry_points(group="interpret_server.plugins"), key=lambda point
 def test_installed_plugin_keeps_the_contract(point: EntryPoint) -> None:
     plugin: type[Plugin[Any, Any]] = point.load()
     few = {name: 4 for name in ("steps", "masks") if name in plugin.params_type.model_fields}
-    conformance(plugin, params=few)
+    suited = [attentive()] if point.name == "attention_rollout" else None
+    conformance(plugin, params=few, models=suited)
+
+
+def attentive() -> Classifier:
+    """A classifier of images with a class token and two layers of attention."""
+    return classifier(vision(), IMAGE, name="attentive", input_layout="CHW")
 
 
 def test_built_in_plugins_are_found() -> None:

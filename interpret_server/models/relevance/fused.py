@@ -1,6 +1,7 @@
 """Fused attention taken apart, so that its weights are values of the graph."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -33,6 +34,10 @@ def _take_apart(draft: Draft, node: fx.Node) -> None:
             scores = call(masked_scores, (scores, mask, causal))
         weights = call(F.softmax, (scores, -1))
         mixed = call(torch.matmul, (weights, value))
+    sizes = [draft.shape(side) for side in (given["query"], given["key"])]
+    if sizes[0] is not None and sizes[1] is not None:
+        seen = draft.observed[given["query"]]
+        draft.observed[weights] = replace(seen, shape=(*sizes[0][:-1], sizes[1][-2]))
     draft.bypass(node, mixed)
 
 

@@ -103,7 +103,7 @@ def plan(model: Classifier, target: str | None, composite: Composite) -> Plan:
         FailedPrecondition: an operator on the way has no rule, or the bounds that a rule needs are
             unknown.
     """
-    draft = _draft(model, target)
+    draft = draft_of(model, target)
     fold(draft)
     steps = _Planner(model, draft, composite).steps()
     boxes = tuple(step.sources[0] for step in steps.values() if step.boxed is not None)
@@ -116,12 +116,13 @@ def check_rules(model: Classifier, composite: Composite) -> None:
     Raises:
         FailedPrecondition: as `plan` does.
     """
-    steps = _Planner(model, _draft(model, None), composite).steps()
+    steps = _Planner(model, draft_of(model, None), composite).steps()
     if any(step.boxed is not None for step in steps.values()):
         _ = model.bounds
 
 
-def _draft(model: Classifier, target: str | None) -> Draft:
+def draft_of(model: Classifier, target: str | None) -> Draft:
+    """A copy of a network's graph up to a target, with fused attention taken apart."""
     graph = model.plans.graph
     assert graph is not None  # layers can be read
     end = model.plans.last if target is None else model.layer(target).node

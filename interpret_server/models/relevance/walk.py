@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
-from ..batching import InGroups
 from ..classifier import Classifier
 from ..logits import Log
 from ..packing import Slot, Unpack
 from ..targets import Targets
+from .groups import in_groups
 from .linear_rules import ZBox
 from .operators import Role
 from .plan import Composite, Plan, Step, plan
@@ -48,27 +48,15 @@ def relevance(model: Classifier, x: Tensor, targets: Targets, composite: Composi
         FailedPrecondition: an operator on the way to the target has no rule.
     """
     made = plan(model, targets.layer, composite)
-    body = model.module.body
-    if not isinstance(body, InGroups):
-        return _of_rows(model, made, x, targets, 0)
-    parts = []
-    for start in range(0, len(x), body.size):
-        part = slice(start, start + body.size)
-        rows = x[part]
-        missing = body.size - len(rows)
-        filled = torch.cat([rows, rows[-1:].expand(missing, *rows.shape[1:])]) if missing else rows
-        parts.append(_of_rows(model, made, filled, targets.take(part), missing))
-    inputs, objectives, logits = zip(*parts, strict=True)
-    return Relevance(
-        torch.cat(inputs),
-        torch.cat(objectives),
-        None if targets.layer is not None else torch.cat(logits),
-    )
+
+    def run(rows: Tensor, chosen: Targets, count: int) -> tuple[Tensor | None, ...]:
+        return _of_rows(model, made, rows, chosen, count)
+
+    return Relevance(*in_groups(model, x, targets, run))  # type: ignore[arg-type]
 
 
-def _of_rows(model: Classifier, made: Plan, x: Tensor, targets: Targets, filling: int) -> Relevance:
-    """The same of rows that run together, of which the last `filling` are not asked for."""
-    count = len(x) - filling
+def _of_rows(model: Classifier, made: Plan, x: Tensor, targets: Targets, count: int) -> Relevance:
+    """The same of rows that run together, of which the first `count` are asked for."""
     leaf = model.module.normalise(x.detach()).detach().clone().requires_grad_()
     steps = _with_bounds(model, made, x)
     with torch.enable_grad():
