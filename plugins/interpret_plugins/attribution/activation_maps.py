@@ -117,16 +117,36 @@ def result_of(
     model: Classifier, batch: Batch, params: ActivationMapParams, maps: Maps, raw: Tensor, job: Job
 ) -> ActivationMap:
     """A result from a map `(N, *spatial)` as the formula gives it; warns about empty ones."""
-    _warn(maps, raw, job)
+    dead = ~maps.gradient.flatten(1).any(1)
+    if dead.any():
+        job.warn(
+            dead,
+            f"the gradient at layer {maps.layer.name} is zero everywhere, and so is the map",
+        )
+    warn_of_maps(job, maps.layer, raw, dead)
+    return shown(model, batch, params, maps.layer, raw, maps.logits)
+
+
+def shown(
+    model: Classifier,
+    batch: Batch,
+    params: ActivationMapParams,
+    layer: Layer,
+    raw: Tensor,
+    logits: Tensor | None,
+) -> ActivationMap:
+    """A result from a map `(N, *spatial)` as the formula gives it."""
     drawn = raw.clamp(min=0) if params.rectify else raw
     large = drawn
     if params.upsample != "none":
-        axes = spatial_axes(model, raw.dim() - 1)
-        large = enlarge(drawn, [batch.inputs.shape[axis + 1] for axis in axes], params.upsample)
-    position = list(model.layers).index(maps.layer.name)
-    return ActivationMap(
-        large, drawn, torch.full((len(raw),), position, device=raw.device), maps.logits
-    )
+        large = enlarge(drawn, spatial_sizes(model, batch, raw.dim() - 1), params.upsample)
+    position = list(model.layers).index(layer.name)
+    return ActivationMap(large, drawn, torch.full((len(raw),), position, device=raw.device), logits)
+
+
+def spatial_sizes(model: Classifier, batch: Batch, axes: int) -> list[int]:
+    """The input's sizes along the axes that a map of `axes` axes lies over."""
+    return [batch.inputs.shape[axis + 1] for axis in spatial_axes(model, axes)]
 
 
 def enlarge(values: Tensor, sizes: Sequence[int], how: Literal["linear", "nearest"]) -> Tensor:
@@ -158,16 +178,14 @@ def _check_upsampling(
         )
 
 
-def _warn(maps: Maps, raw: Tensor, job: Job) -> None:
-    flat = raw.flatten(1)
-    dead = ~maps.gradient.flatten(1).any(1)
-    empty = ~dead & ~flat.any(1)
-    negative = ~dead & ~empty & ~(flat > 0).any(1)
-    where = f"at layer {maps.layer.name}"
+def warn_of_maps(job: Job, layer: Layer, raw: Tensor, known: Tensor) -> None:
+    """Warn about maps `(N, *spatial)` without a positive value, but for `known` rows `(N,)`."""
+    flat, where = raw.flatten(1), f"the map at layer {layer.name} is"
+    empty = ~known & ~flat.any(1)
+    negative = ~known & ~empty & ~(flat > 0).any(1)
     for rows, message in (
-        (dead, f"the gradient {where} is zero everywhere, and so is the map"),
-        (empty, f"the map {where} is zero everywhere: it says nothing about what matters"),
-        (negative, f"the map {where} is nowhere above zero: no position speaks for the target"),
+        (empty, f"{where} zero everywhere: it says nothing about what matters"),
+        (negative, f"{where} nowhere above zero: no position speaks for the target"),
     ):
         if rows.any():
             job.warn(rows, message)

@@ -23,18 +23,14 @@ from interpret_server.plugin import (
 )
 
 from .baselines import Baseline, baseline_rows, check_baseline
+from .convergence import convergence_delta
 from .gradients import warn_of_zeros
 from .passes import passes, variant_gradients
 from .quadrature import Quadrature, nodes
 
-_LARGEST_SHARE = 0.05  # of the target's difference that the attributions may miss unremarked
 _ZERO = (
     "every attribution is zero: the target has no gradient between the baseline and this input, or "
     "the two are the same"
-)
-_INEXACT = (
-    "the attributions miss the target's difference between the input and the baseline by more than "
-    "5% of it; take more steps"
 )
 
 
@@ -114,11 +110,6 @@ class IntegratedGradients(Plugin[IntegratedGradientsParams, IntegratedGradientsR
                     end, logits = model.objective(inputs, targets)
                     start, _ = model.objective(baseline, targets)
         attributions = ((inputs.double() - baseline) * average).to(inputs.dtype)
-        difference = end.double() - start.double()
-        delta = attributions.double().flatten(1).sum(1) - difference
         warn_of_zeros(job, attributions, _ZERO)
-        rounding = 8 * torch.finfo(end.dtype).eps * (end.abs() + start.abs()).double()
-        inexact = delta.abs() > _LARGEST_SHARE * difference.abs() + rounding
-        if inexact.any():
-            job.warn(inexact, _INEXACT)
-        return IntegratedGradientsResult(attributions, delta.to(inputs.dtype), logits)
+        delta = convergence_delta(job, attributions, end, start)
+        return IntegratedGradientsResult(attributions, delta, logits)
