@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from dataclasses import fields as dataclass_fields
 from enum import StrEnum
+from types import MappingProxyType
 from typing import Any, ClassVar, Generic, TypeVar, get_args, get_origin
 
 import torch
@@ -36,6 +37,7 @@ __all__ = [
     "Job",
     "Kind",
     "Method",
+    "ModelRole",
     "Params",
     "Plugin",
     "Role",
@@ -108,6 +110,23 @@ class AuxTensor:
     description: str
     like_input: bool = True
     required: bool = False
+
+
+@dataclass(frozen=True)
+class ModelRole:
+    """A second model that a request may name, in a role of the plugin; `Job.model` gives it.
+
+    Args:
+        description: one sentence for the plugin's page.
+        requires: capabilities that it must have.
+        required: a request without it is refused.
+        same_inputs: it must take rows as the first model does: shape, type and bounds.
+    """
+
+    description: str
+    requires: frozenset[Capability] = frozenset()
+    required: bool = False
+    same_inputs: bool = True
 
 
 def output(description: str, *, like_input: bool = True) -> Any:
@@ -187,12 +206,20 @@ class Job:
 
     The server hands out a subclass; a plugin only calls these methods.
 
+    Args:
+        models: the second models, by role.
+
     Attributes:
         max_rows: most rows that should go through the model at once, at least 1; for plugins that
             try several variants of each row in one pass.
+        models: the second models that the request names, by role.
     """
 
     max_rows: int = 64
+    models: Mapping[str, Classifier] = MappingProxyType({})
+
+    def __init__(self, models: Mapping[str, Classifier] = MappingProxyType({})) -> None:
+        self.models = models
 
     def track(self, total: int) -> Iterator[int]:
         """Like `range(total)`, reporting each step and observing cancellation and deadlines.
@@ -212,9 +239,15 @@ class Job:
     def warn(self, rows: Tensor, message: str) -> None:
         """Attach `message` to the results of the rows where the `(N,)` boolean mask is true."""
 
-    def model(self, name: str) -> Classifier:
-        """The second model that the request names."""
-        raise InvalidRequest.field("params", f"no model {name!r} was given to this job")
+    def model(self, role: str) -> Classifier:
+        """The second model in a role of the plugin; on the device of the first one.
+
+        Raises:
+            InvalidRequest: the request names none.
+        """
+        if role not in self.models:
+            raise InvalidRequest.field(f"models.{role}", "name a loaded model for this role")
+        return self.models[role]
 
     def plugin(self, method: Method) -> "BoundPlugin":
         """The second plugin that a parameter of the first names.
@@ -261,6 +294,7 @@ class Plugin(ABC, Generic[P, R]):
     inputs: ClassVar[Inputs] = Inputs.REQUIRED
     target_kinds: ClassVar[frozenset[TargetKind]] = frozenset(TargetKind) - {TargetKind.NONE}
     tensors: ClassVar[Mapping[str, AuxTensor]] = {}
+    models: ClassVar[Mapping[str, ModelRole]] = {}
     uses: ClassVar[Mapping[str, Kind]] = {}  # parameters that name second plugins, and their kind
     params_type: ClassVar[type[Any]]
     result_type: ClassVar[type[Any]]
@@ -322,6 +356,7 @@ class BoundPlugin:
 
 class _NestedJob(Job):
     def __init__(self, outer: Job, warns_as: str | None) -> None:
+        super().__init__(outer.models)
         self._outer, self._warns_as = outer, warns_as
 
     @property
@@ -334,9 +369,6 @@ class _NestedJob(Job):
     def warn(self, rows: Tensor, message: str) -> None:
         if self._warns_as is not None:
             self._outer.warn(rows, f"{self._warns_as}: {message}")
-
-    def model(self, name: str) -> Classifier:
-        return self._outer.model(name)
 
     def find(self, name: str) -> Plugin[Any, Any] | None:
         return self._outer.find(name)

@@ -16,7 +16,18 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Self, get_args
 
-from .plugin import API_VERSION, AuxTensor, Kind, Method, Params, Plugin, Role, Rows, result_fields
+from .plugin import (
+    API_VERSION,
+    AuxTensor,
+    Kind,
+    Method,
+    ModelRole,
+    Params,
+    Plugin,
+    Role,
+    Rows,
+    result_fields,
+)
 
 GROUP = "interpret_server.plugins"
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -195,6 +206,8 @@ def _check(plugin: type[AnyPlugin], origin: str) -> None:
         raise refuse("has a `group_output`, and rows that are independent")
     if not all(isinstance(item, AuxTensor) for item in plugin.tensors.values()):
         raise refuse("declares `tensors` that are not AuxTensor")
+    if not all(isinstance(item, ModelRole) for item in plugin.models.values()):
+        raise refuse("declares `models` that are not ModelRole")
     naming = {name for name, item in params.model_fields.items() if _mentions(item.annotation)}
     if naming != plugin.uses.keys() or not all(isinstance(k, Kind) for k in plugin.uses.values()):
         told = ", ".join(sorted(naming)) or "none"

@@ -99,7 +99,7 @@ def test_an_inert_job_lets_a_plugin_run_anywhere():
     found = Some().run(None, batch(), SomeParams(), Job())
     assert torch.equal(found.images, torch.full((1, 2), 3.0))
     assert list(Job().track(2)) == [0, 1]
-    with pytest.raises(InvalidRequest, match="no model 'prior'"):
+    with pytest.raises(InvalidRequest, match=r"models\.prior: name a loaded model"):
         Job().model("prior")
     with pytest.raises(InvalidRequest, match=r"params\.method\.plugin: there is no plugin 'prior'"):
         Job().plugin(Method(plugin="prior"))

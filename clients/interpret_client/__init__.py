@@ -37,6 +37,7 @@ from .results import (
     Layer,
     ModelInfo,
     ModelInput,
+    ModelRole,
     PluginInfo,
     Prediction,
     Predictions,
@@ -46,6 +47,7 @@ from .results import (
     Result,
     ResultField,
     RowWarning,
+    SecondModel,
     Verification,
 )
 
@@ -70,6 +72,7 @@ __all__ = [
     "MessageTooLarge",
     "ModelInfo",
     "ModelInput",
+    "ModelRole",
     "NotFound",
     "Overloaded",
     "PermissionDenied",
@@ -82,6 +85,7 @@ __all__ = [
     "Result",
     "ResultField",
     "RowWarning",
+    "SecondModel",
     "ServerError",
     "Unauthenticated",
     "Unavailable",

@@ -215,6 +215,7 @@ def _run_request(
     params: Mapping[str, Any] | None,
     seed: int | Sequence[int] | None,
     tensors: Mapping[str, Any] | None,
+    models: Mapping[str, str] | None,
     render: bool,
     half: bool,
     priority: str | None,
@@ -232,6 +233,7 @@ def _run_request(
         params_json=codec.encode_params(params),
         seeds=codec.encode_seeds(seed),
         tensors={name: content.tensor(f"tensors.{name}") for name in tensors},
+        models=codec.encode_models(models),
         render=render,
         half_precision=half,
         priority=codec.encode_priority(priority),
@@ -248,6 +250,7 @@ def run(
     params: Mapping[str, Any] | None = None,
     seed: int | Sequence[int] | None = None,
     tensors: Mapping[str, Any] | None = None,
+    models: Mapping[str, str] | None = None,
     render: bool = False,
     half: bool = False,
     priority: str | None = None,
@@ -266,6 +269,7 @@ def run(
         params: the plugin's parameters; its schema is `plugin(name).schema`.
         seed: one for all rows (row i gets seed + i) or one per row; None lets the server draw.
         tensors: auxiliary tensors that the plugin declares, by name, one row per input row.
+        models: second models that the plugin declares: role -> name of a loaded model.
         render: also draw the result as PNG.
         half: fetch floating-point tensors as float16.
         priority: `low` for batch work, `normal` or `high`: whose work goes first where calls wait.
@@ -278,7 +282,7 @@ def run(
         Overloaded, Cancelled, DeadlineExceeded, Unavailable, ServerError.
     """
     request, content = _run_request(
-        plugin, model, inputs, target, params, seed, tensors, render, half, priority
+        plugin, model, inputs, target, params, seed, tensors, models, render, half, priority
     )
     return content.call("InterpretService.Run", request, parse.ran, retry=True, timeout=timeout)
 
@@ -292,6 +296,7 @@ def stream(
     params: Mapping[str, Any] | None = None,
     seed: int | Sequence[int] | None = None,
     tensors: Mapping[str, Any] | None = None,
+    models: Mapping[str, str] | None = None,
     render: bool = False,
     half: bool = False,
     previews: bool = True,
@@ -303,15 +308,26 @@ def stream(
     Closing the stream, or leaving its `with` block, cancels the call.
 
     Args:
-        plugin, model, inputs, target, params, seed, tensors, render, half, priority, timeout: as
-            for `run`.
+        plugin, model, inputs, target, params, seed, tensors, models, render, half, priority,
+            timeout: as for `run`.
         previews: also send intermediate images.
 
     Raises:
         as `run`, while the stream is read.
     """
     run, content = _run_request(
-        plugin, model, inputs, target, params, seed, tensors, render, half, priority, copied=True
+        plugin,
+        model,
+        inputs,
+        target,
+        params,
+        seed,
+        tensors,
+        models,
+        render,
+        half,
+        priority,
+        copied=True,
     )
     request = interpret.RunStreamRequest(request=run, previews=previews)
     return content.call("InterpretService.RunStream", request, parse.event, timeout=timeout)

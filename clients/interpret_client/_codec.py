@@ -254,6 +254,14 @@ def encode_seeds(seed: int | Sequence[int] | None) -> list[int]:
     return seeds
 
 
+def encode_models(models: Mapping[str, str] | None) -> dict[str, str]:
+    """None, or names of models by role."""
+    for role, name in (models or {}).items():
+        if not (isinstance(role, str) and isinstance(name, str) and name):
+            raise InvalidRequest.field(f"models.{role}", "give the name of a loaded model")
+    return dict(models or {})
+
+
 def encode_priority(priority: str | None) -> types.Priority:
     """None, `low`, `normal` or `high`."""
     if priority is None:

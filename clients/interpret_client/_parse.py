@@ -119,6 +119,16 @@ def _plugin(message: plugins_api.Plugin) -> results.PluginInfo:
             results.AuxTensor(item.name, item.description, item.like_input, item.required)
             for item in message.tensors
         ),
+        models=tuple(
+            results.ModelRole(
+                item.name,
+                item.description,
+                frozenset(item.requires),
+                item.required,
+                item.same_inputs,
+            )
+            for item in message.models
+        ),
     )
 
 
@@ -244,4 +254,8 @@ def _provenance(message: interpret.Provenance, parts: Sequence[Part]) -> results
         queue_seconds=message.queue_seconds,
         run_seconds=message.run_seconds,
         batch_rows=message.batch_rows,
+        models=tuple(
+            results.SecondModel(item.role, item.model, item.model_sha256, item.model_version)
+            for item in message.models
+        ),
     )

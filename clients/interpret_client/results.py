@@ -141,6 +141,23 @@ class AuxTensor:
 
 
 @dataclass(frozen=True)
+class ModelRole:
+    """A second model that a request may name, as `models={name: ...}`.
+
+    Args:
+        requires: capabilities that it must have.
+        required: a request without it is refused.
+        same_inputs: it must take rows as the first model does: shape, type and bounds.
+    """
+
+    name: str
+    description: str
+    requires: frozenset[str]
+    required: bool
+    same_inputs: bool
+
+
+@dataclass(frozen=True)
 class PluginInfo:
     """What the server knows of a plugin.
 
@@ -152,6 +169,7 @@ class PluginInfo:
         schema: JSON Schema of its parameters.
         results: the fields of its result.
         tensors: the auxiliary tensors that a request may bring.
+        models: the second models that a request may name.
     """
 
     name: str
@@ -168,6 +186,7 @@ class PluginInfo:
     schema: Mapping[str, Any]
     results: tuple[ResultField, ...]
     tensors: tuple[AuxTensor, ...]
+    models: tuple[ModelRole, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -229,6 +248,16 @@ class RowWarning:
     rows: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class SecondModel:
+    """A model that a call named in a role of its plugin, and which file that was."""
+
+    role: str
+    model: str
+    model_sha256: str
+    model_version: str
+
+
 @dataclass(frozen=True, eq=False)
 class Provenance:
     """Enough to repeat a call: pass `params`, `targets` and `seeds` on as they are.
@@ -240,6 +269,7 @@ class Provenance:
         queue_seconds: time spent waiting.
         run_seconds: time spent running.
         batch_rows: rows of the batch in which the call ran, its own included.
+        models: the second models that the call named.
     """
 
     model: str
@@ -256,6 +286,7 @@ class Provenance:
     queue_seconds: float
     run_seconds: float
     batch_rows: int
+    models: tuple[SecondModel, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

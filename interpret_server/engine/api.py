@@ -70,6 +70,7 @@ class Call:
         targets: none (predicted class, where there are inputs), one for all rows, or one per row.
         seeds: none (drawn by the engine and reported), one (row i gets seed + i), or one per row.
         tensors: auxiliary tensors by name, one row per input row.
+        models: role -> name of a loaded model, for the second models that the plugin declares.
         render: also draw the result as PNG.
         half: send floating-point result tensors as float16.
         previews: send previews.
@@ -86,6 +87,7 @@ class Call:
     targets: tuple[Target, ...] = ()
     seeds: tuple[int, ...] = ()
     tensors: Mapping[str, Array] = field(default_factory=dict)
+    models: Mapping[str, str] = field(default_factory=dict)
     render: bool = False
     half: bool = False
     previews: bool = False
@@ -132,6 +134,16 @@ class RowWarning:
 
 
 @dataclass(frozen=True)
+class SecondModel:
+    """A model that a call named in a role of its plugin, and which file that was."""
+
+    role: str
+    model: str
+    model_sha256: str
+    model_version: str
+
+
+@dataclass(frozen=True)
 class Provenance:
     """Enough to repeat a call.
 
@@ -145,6 +157,7 @@ class Provenance:
         device, precision: where and in which floating-point type.
         queue_seconds, run_seconds: waiting and running.
         batch_rows: rows of the batch in which the call ran, its own included.
+        models: the second models, by role.
     """
 
     model: str
@@ -161,6 +174,7 @@ class Provenance:
     queue_seconds: float
     run_seconds: float
     batch_rows: int
+    models: tuple[SecondModel, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -290,6 +304,17 @@ class AuxInfo:
 
 
 @dataclass(frozen=True)
+class ModelRoleInfo:
+    """A second model that a request may name; see `interpret_server.plugin.ModelRole`."""
+
+    name: str
+    description: str
+    requires: frozenset[str]
+    required: bool
+    same_inputs: bool
+
+
+@dataclass(frozen=True)
 class PluginInfo:
     """What is known of a plugin."""
 
@@ -307,6 +332,7 @@ class PluginInfo:
     schema: Mapping[str, Any]
     fields: tuple[ResultField, ...]
     tensors: tuple[AuxInfo, ...]
+    models: tuple[ModelRoleInfo, ...] = ()
 
 
 class Worker(Protocol):

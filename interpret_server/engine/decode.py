@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import Mapping
+from types import MappingProxyType
 
 from torch import Tensor
 
@@ -19,7 +20,13 @@ from .targets import decode_targets
 _MAX_SEED = (1 << 64) - 1
 
 
-def decode(call: Call, served: Served, registration: Registration, plugins: Plugins) -> Request:
+def decode(
+    call: Call,
+    served: Served,
+    registration: Registration,
+    plugins: Plugins,
+    models: Mapping[str, Served] = MappingProxyType({}),
+) -> Request:
     """Check a call against its model and plugin, and make its batch.
 
     Args:
@@ -27,6 +34,7 @@ def decode(call: Call, served: Served, registration: Registration, plugins: Plug
         served: the model.
         registration: the plugin.
         plugins: every plugin that the call may name besides.
+        models: the second models by role, which suit them as far as `roles` can tell.
 
     Raises:
         InvalidRequest: naming the field that is wrong.
@@ -36,17 +44,24 @@ def decode(call: Call, served: Served, registration: Registration, plugins: Plug
     check_capabilities(plugin, classifier)
     params = decode_params(plugin, call.params)
     plugin.check(classifier, params)
-    methods = Methods(classifier, plugins, call.tensors.keys() & plugin.tensors.keys())
+    methods = Methods(
+        classifier,
+        plugins,
+        call.tensors.keys() & plugin.tensors.keys(),
+        {role: second.classifier for role, second in models.items()},
+    )
     params = methods.resolve(plugin, params)
     inputs = _decode_inputs(call, plugin, served)
     row = classifier.input_shape if inputs is None else classifier.row_shape(inputs)
+    _check_rows(plugin, row, inputs, models)
     tensors = _decode_tensors(call, plugin, classifier, row)
     rows = _count_rows(call, inputs, tensors)
-    if plugin.rows is Rows.GROUP and rows > served.max_batch:
+    smallest = min((served, *models.values()), key=lambda item: item.max_batch)
+    if plugin.rows is Rows.GROUP and rows > smallest.max_batch:
         raise InvalidRequest.field(
             "inputs",
-            f"{plugin.name} treats the rows of a call as one group, and {classifier.name} takes "
-            f"at most {served.max_batch} rows at once, not {rows}",
+            f"{plugin.name} treats the rows of a call as one group, and {smallest.info.name} takes "
+            f"at most {smallest.max_batch} rows at once, not {rows}",
         )
     targets, predict = decode_targets(
         call.targets, plugin, classifier, rows, row, has_inputs=inputs is not None
@@ -68,7 +83,24 @@ def decode(call: Call, served: Served, registration: Registration, plugins: Plug
         batch,
         predict,
         {method.name: method for method in methods.found},
+        models,
     )
+
+
+def _check_rows(
+    plugin: AnyPlugin, row: tuple[int, ...], inputs: Tensor | None, models: Mapping[str, Served]
+) -> None:
+    """Refuse rows of a size that a second model does not take."""
+    for role, second in models.items():
+        if not plugin.models[role].same_inputs:
+            continue
+        if not second.classifier.accepts(row):
+            sizes = ", ".join(map(str, row))
+            raise InvalidRequest.field(
+                f"models.{role}", f"{second.info.name} does not take rows of shape [{sizes}]"
+            )
+        if inputs is not None:
+            second.classifier.check_size(inputs)
 
 
 def _decode_inputs(call: Call, plugin: AnyPlugin, served: Served) -> Tensor | None:

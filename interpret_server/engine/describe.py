@@ -7,7 +7,16 @@ from ..models.classifier import Capability, Classifier
 from ..models.manifest import InputSpec, Manifest
 from ..plugin import result_fields
 from ..registry import AnyPlugin, Registration, summary
-from .api import AuxInfo, InputInfo, LayerInfo, ModelInfo, PluginInfo, ResultField, Verification
+from .api import (
+    AuxInfo,
+    InputInfo,
+    LayerInfo,
+    ModelInfo,
+    ModelRoleInfo,
+    PluginInfo,
+    ResultField,
+    Verification,
+)
 
 
 def describe_plugin(registration: Registration) -> PluginInfo:
@@ -34,6 +43,21 @@ def describe_plugin(registration: Registration) -> PluginInfo:
             AuxInfo(name, item.description, item.like_input, item.required)
             for name, item in plugin.tensors.items()
         ),
+        models=describe_roles(registration.plugin),
+    )
+
+
+def describe_roles(plugin: AnyPlugin) -> tuple[ModelRoleInfo, ...]:
+    """The second models that a plugin may be given."""
+    return tuple(
+        ModelRoleInfo(
+            name,
+            item.description,
+            frozenset(capability.value for capability in item.requires),
+            item.required,
+            item.same_inputs,
+        )
+        for name, item in plugin.models.items()
     )
 
 

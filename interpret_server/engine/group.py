@@ -53,8 +53,7 @@ class Group:
         self.steps = 0  # boundaries so far
         self.place = 0  # in the order in which groups began to wait
         self.resume = threading.Semaphore(0)
-        classifier = request.served.classifier
-        self.isolation = Isolation(classifier.device, classifier.precision)
+        self.isolation = Isolation(request.served.classifier.device, request.precision)
         self._offer = offer
         self._held = 0.0
         self._billed = 0.0

@@ -42,6 +42,8 @@ class EngineJob(Job):
     def __init__(
         self, members: Sequence[Member], offer: Callable[[], None], held: Callable[[], float]
     ) -> None:
+        seconds = members[0].request.models
+        super().__init__({role: second.classifier for role, second in seconds.items()})
         self._members = list(members)
         self._followed = [member for member in members if member.request.call.progress]
         self._spans = spans(members)

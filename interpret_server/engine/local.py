@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from difflib import get_close_matches
 from pathlib import Path
@@ -23,7 +23,7 @@ from ..registry import Registration, Registry
 from .allocator import collect
 from .api import Call, Event, ModelInfo, PluginInfo, Preview, Progress, Result
 from .decode import decode, decoded_bytes
-from .describe import describe_classifier, describe_plugin
+from .describe import describe_classifier, describe_plugin, describe_roles
 from .execution import execute
 from .failure import bare, internal_error
 from .group import Pulse
@@ -37,6 +37,7 @@ from .release import release
 from .request import Request, Served
 from .resting import Resting
 from .results import assemble, draw_preview
+from .roles import check_roles, check_second
 from .schedule import MAX_QUEUE_BYTES, Scheduler
 from .sizes import MAX_STEP_SECONDS
 
@@ -180,8 +181,11 @@ class LocalWorker:
         self._check_open()
         deadline = None if call.timeout is None else time.monotonic() + call.timeout
         served, registration = self._find_model(call.model), self._find_plugin(call.plugin)
-        with self._calls.hold(), served.users.hold():
-            request = await self._decode(call, served, registration)
+        models = self._find_models(call, served, registration)
+        with contextlib.ExitStack() as held:
+            for users in (self._calls, *(item.users for item in (served, *models.values()))):
+                held.enter_context(users.hold())
+            request = await self._decode(call, served, registration, models)
             mailbox: Mailbox[Outcome] = Mailbox(asyncio.get_running_loop())
             member = Member(request, mailbox, deadline)
             if member.late():
@@ -255,10 +259,16 @@ class LocalWorker:
             f"the result of {request.plugin.name}",
         )
 
-    async def _decode(self, call: Call, served: Served, registration: Registration) -> Request:
+    async def _decode(
+        self,
+        call: Call,
+        served: Served,
+        registration: Registration,
+        models: Mapping[str, Served],
+    ) -> Request:
         return await self._off_loop(
             decoded_bytes(call) > INLINE_BYTES,
-            lambda: decode(call, served, registration, self._plugins),
+            lambda: decode(call, served, registration, self._plugins, models),
             f"decoding a call of {call.plugin}",
         )
 
@@ -299,10 +309,25 @@ class LocalWorker:
         if self._closing:
             raise Unavailable("the server is shutting down")
 
-    def _find_model(self, name: str) -> Served:
+    def _find_model(self, name: str, field: str = "model") -> Served:
         if name not in self._served:
-            raise no_model(name, self._served)
+            raise no_model(name, self._served, field)
         return self._served[name]
+
+    def _find_models(
+        self, call: Call, served: Served, registration: Registration
+    ) -> dict[str, Served]:
+        """The second models of a call, by role."""
+        plugin = registration.plugin
+        roles = describe_roles(plugin)
+        check_roles(plugin.name, roles, call.models)
+        found = {}
+        for role in roles:
+            if role.name in call.models:
+                second = self._find_model(call.models[role.name], f"models.{role.name}")
+                check_second(plugin.name, role, served.info, second.info)
+                found[role.name] = second
+        return found
 
     def _find_plugin(self, name: str) -> Registration:
         registration = self._plugins.get(name) or self._primitives.get(name)

@@ -23,13 +23,21 @@ class Methods:
         classifier: that the request runs on.
         plugins: every plugin that there is.
         tensors: names of the auxiliary tensors that the first plugin declares and the caller gave.
+        models: the second models, by the first plugin's role.
 
     Attributes:
         found: the plugins that were named, theirs included.
     """
 
-    def __init__(self, classifier: Classifier, plugins: Plugins, tensors: AbstractSet[str]) -> None:
+    def __init__(
+        self,
+        classifier: Classifier,
+        plugins: Plugins,
+        tensors: AbstractSet[str],
+        models: Mapping[str, Classifier],
+    ) -> None:
         self._classifier, self._plugins, self._tensors = classifier, plugins, tensors
+        self._models = models
         self.found: list[AnyPlugin] = []
 
     def resolve(self, plugin: AnyPlugin, params: Any) -> Any:
@@ -113,12 +121,22 @@ class Methods:
             )
         for name, tensor in plugin.tensors.items():
             if tensor.required and name not in self._tensors:
-                raise InvalidRequest.field(
-                    field,
-                    f"{plugin.name} needs the auxiliary tensor {name!r}, which "
-                    + (
-                        "was not given"
-                        if name in users[0].tensors
-                        else f"{users[0].name} does not hand on"
-                    ),
+                declared = name in users[0].tensors
+                raise self._missing(
+                    users, plugin, f"the auxiliary tensor {name!r}", declared, field
                 )
+        for name, role in plugin.models.items():
+            if role.required and name not in self._models:
+                declared = name in users[0].models
+                raise self._missing(users, plugin, f"a second model {name!r}", declared, field)
+            if name in self._models and (lack := role.requires - self._models[name].capabilities):
+                raise MissingCapability(
+                    f"models.{name}: {plugin.name} requires {', '.join(sorted(lack))} of it"
+                )
+
+    @staticmethod
+    def _missing(
+        users: list[AnyPlugin], plugin: AnyPlugin, what: str, declared: bool, field: str
+    ) -> InvalidRequest:
+        why = "was not given" if declared else f"{users[0].name} does not hand on"
+        return InvalidRequest.field(field, f"{plugin.name} needs {what}, which {why}")

@@ -36,7 +36,7 @@ def check_name(
         )
 
 
-def no_model(name: str, loaded: Collection[str]) -> NotFound:
-    """The error for a model that is not loaded."""
+def no_model(name: str, loaded: Collection[str], field: str = "model") -> NotFound:
+    """The error for a model that is not loaded, which a field of the request names."""
     known = ", ".join(sorted(loaded)) or "none"
-    return NotFound(f"model: there is no model {name[:80]!r}; loaded: {known}")
+    return NotFound(f"{field}: there is no model {name[:80]!r}; loaded: {known}")

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from ..models.classifier import Classifier
+from ..models.manifest import Precision
 from ..plugin import Batch, Rows
 from ..registry import AnyPlugin, Registration
 from .api import Call, ModelInfo
@@ -51,6 +52,7 @@ class Request:
             encoded when they run.
         predict: the targets are the predicted classes, not yet known.
         methods: by name, the plugins that the parameters name.
+        models: the second models, by role.
         key: calls with equal keys may share a batch.
     """
 
@@ -62,6 +64,7 @@ class Request:
     batch: Batch
     predict: bool
     methods: Mapping[str, AnyPlugin]
+    models: Mapping[str, Served] = field(default_factory=dict)
     key: Hashable = field(init=False)
     nbytes: int = field(init=False)  # of inputs, auxiliary tensors and directions
 
@@ -86,12 +89,20 @@ class Request:
     def kind(self) -> Hashable:
         """What `BatchSizes` tells apart."""
         names = (self.plugin.name, *sorted(self.methods))
-        return names, tuple(self.batch.inputs.shape[1:])
+        seconds = tuple(sorted((role, item.info.name) for role, item in self.models.items()))
+        return names, seconds, tuple(self.batch.inputs.shape[1:])
 
     @property
     def max_rows(self) -> int:
         """Most rows that should run at once, as far as is known."""
-        return self.served.sizes.rows(self.kind)
+        limits = [second.max_batch for second in self.models.values()]
+        return min([self.served.sizes.rows(self.kind), *limits])
+
+    @property
+    def precision(self) -> Precision:
+        """Of what it computes: the finest of its models."""
+        found = {item.classifier.precision for item in (self.served, *self.models.values())}
+        return found.pop() if len(found) == 1 else Precision.FLOAT32
 
     def _key(self) -> Hashable:
         if self.plugin.rows is not Rows.INDEPENDENT:
@@ -100,6 +111,7 @@ class Request:
         direction = targets.direction
         return (
             id(self.served),
+            tuple(sorted((role, id(second)) for role, second in self.models.items())),
             self.registration.plugin.name,
             self.params_json,
             self.batch.has_inputs,

@@ -9,7 +9,7 @@ from torch import Tensor
 from .. import __version__, rendering
 from ..plugin import Role, fields_like_input, role_of
 from ..registry import AnyPlugin
-from .api import Array, Prediction, Preview, Provenance, Result
+from .api import Array, Prediction, Preview, Provenance, Result, SecondModel
 from .arrays import to_array
 from .member import Outcome
 from .request import Request
@@ -152,4 +152,8 @@ def _provenance(request: Request, outcome: Outcome) -> Provenance:
         queue_seconds=outcome.queue_seconds,
         run_seconds=outcome.run_seconds,
         batch_rows=outcome.batch_rows,
+        models=tuple(
+            SecondModel(role, second.info.name, second.info.sha256, second.info.version)
+            for role, second in sorted(request.models.items())
+        ),
     )

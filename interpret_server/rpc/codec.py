@@ -233,6 +233,10 @@ def to_call(
             name: to_array(tensor, f"tensors.{name}", parts)
             for name, tensor in request.tensors.items()
         },
+        models={
+            role: required(name, f"models.{role}", "a loaded model; ListModels lists them")
+            for role, name in request.models.items()
+        },
         render=request.render,
         half=request.half_precision,
         previews=previews,
@@ -292,6 +296,7 @@ def from_result(result: api.Result, message: runs.Result, parts: Outgoing | None
             queue_seconds=source.queue_seconds,
             run_seconds=source.run_seconds,
             batch_rows=source.batch_rows,
+            models=[runs.SecondModel(**vars(item)) for item in source.models],
         )
     )
 

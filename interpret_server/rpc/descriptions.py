@@ -100,4 +100,14 @@ def from_plugin(info: api.PluginInfo) -> plugins.Plugin:
             )
             for item in info.tensors
         ],
+        models=[
+            plugins.ModelRole(
+                name=item.name,
+                description=item.description,
+                requires=sorted(item.requires),
+                required=item.required,
+                same_inputs=item.same_inputs,
+            )
+            for item in info.models
+        ],
     )

@@ -170,20 +170,25 @@ class Names(Worker):
             await asyncio.sleep(0)  # the task takes it out of service before it waits
 
     def run(self, call: Call) -> AsyncIterator[Event]:
-        """As the worker's; the name is looked up at once, or once its model is loaded."""
-        if any(call.model in names for names in self._expected.values()):
+        """As the worker's; names are looked up at once, or once their models are loaded."""
+        called = {call.model, *call.models.values()}
+        if any(called & names.keys() for names in self._expected.values()):
             return self._run_later(call)
         return self._run_now(call)
 
     async def _run_later(self, call: Call) -> AsyncIterator[Event]:
-        await self.arrive(call.model)
+        for name in (call.model, *call.models.values()):
+            await self.arrive(name)
         async with aclosing(cast(Any, self._run_now(call))) as events:
             async for event in events:
                 yield event
 
     def _run_now(self, call: Call) -> AsyncIterator[Event]:
         own = self.own_name(call.model)
-        return self._worker.run(call if own == call.model else changed(call, model=own))
+        models = {role: self.own_name(name) for role, name in call.models.items()}
+        if (own, models) != (call.model, call.models):
+            call = changed(call, model=own, models=models)
+        return self._worker.run(call)
 
     async def close(self, grace: float = 5.0) -> None:
         """Close the worker."""

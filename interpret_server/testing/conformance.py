@@ -60,7 +60,8 @@ def conformance(
     to 1e-6 of a field's largest value in float64 and 1e-3 in float32; that a COLLECTION goes
     through the model in passes of at most `job.max_rows`; that cancellation stops it;
     that progress is reported, and that between two steps nothing of it disturbs other callers;
-    every declared kind of target; and that it needs no capability beyond those it requires.
+    every declared kind of target; and that it needs no capability beyond those it requires. The
+    model itself fills every role of a second model that a call must fill.
 
     Args:
         plugin: the class, or an instance.
@@ -138,9 +139,18 @@ class _Examination:
             with suppress(_Failure):
                 self._check_requirements(suited[0])
 
+    def _seconds(self, model: Classifier) -> dict[str, Classifier]:
+        """The model itself in every role that a call must fill."""
+        return {name: model for name, role in self.plugin.models.items() if role.required}
+
+    def _job(self, model: Classifier) -> Job:
+        return Job(self._seconds(model))
+
     def _suits(self, model: Classifier, refusals: list[str]) -> bool:
-        methods = Methods(model, self.others, self.plugin.tensors.keys())
-        if missing := self.plugin.requires - model.capabilities:
+        roles = [role.requires for role in self.plugin.models.values() if role.required]
+        seconds = self._seconds(model)
+        methods = Methods(model, self.others, self.plugin.tensors.keys(), seconds)
+        if missing := self.plugin.requires.union(*roles) - model.capabilities:
             refusals.append(f"{model.name} lacks {', '.join(sorted(missing))}")
             return False
         try:
@@ -154,7 +164,7 @@ class _Examination:
 
     def _examine(self, model: Classifier) -> None:
         batch = self._usual_batch(model)
-        witness = Witness(model, len(batch))
+        witness = Witness(model, len(batch), models=self._seconds(model))
         result = self._run(model, batch, witness)
         if not any(witness.loops):
             self._breach(
@@ -164,7 +174,10 @@ class _Examination:
             )
         torch.manual_seed(1)
         self._compare(
-            model, self._run(model, batch, Job()), result, "two runs with the same seeds differ"
+            model,
+            self._run(model, batch, self._job(model)),
+            result,
+            "two runs with the same seeds differ",
         )
         if self.plugin.rows is Rows.INDEPENDENT:
             self._check_rows(model, batch, result)
@@ -180,7 +193,7 @@ class _Examination:
         batch = replace(batch, inputs=model.neutral(len(batch)), has_inputs=False)
         if self.plugin.tensors and not self._takes(model, batch):
             return  # it may want one of its auxiliary tensors in their place
-        self._run(model, batch, Job(), "without inputs")
+        self._run(model, batch, self._job(model), "without inputs")
 
     def _usual_batch(self, model: Classifier) -> Batch:
         kinds = self.plugin.target_kinds or {TargetKind.NONE}
@@ -198,7 +211,7 @@ class _Examination:
         batch = copy_of(batch)
         try:
             with self._watching(model, batch):
-                self.plugin.run(model, batch, self.params, Job())
+                self.plugin.run(model, batch, self.params, self._job(model))
         except InterpretError:
             return False
         except Exception:
@@ -207,7 +220,7 @@ class _Examination:
 
     def _check_rows(self, model: Classifier, batch: Batch, result: Mapping[str, Tensor]) -> None:
         for row in range(len(batch)):
-            alone = self._run(model, take(batch, [row]), Job(), "on a single row")
+            alone = self._run(model, take(batch, [row]), self._job(model), "on a single row")
             expected = {name: tensor[row : row + 1] for name, tensor in result.items()}
             self._compare(
                 model,
@@ -216,7 +229,9 @@ class _Examination:
                 "a row's result depends on the other rows of its batch",
                 result,
             )
-        shuffled = self._run(model, take(batch, _ORDER), Job(), "on rows in another order")
+        shuffled = self._run(
+            model, take(batch, _ORDER), self._job(model), "on rows in another order"
+        )
         expected = {name: tensor[_ORDER] for name, tensor in result.items()}
         self._compare(model, shuffled, expected, "a row's result depends on the order of the rows")
 
@@ -237,7 +252,7 @@ class _Examination:
 
     def _check_cancellation(self, model: Classifier, batch: Batch, boundary: int) -> None:
         batch = copy_of(batch)
-        job = Witness(model, len(batch), boundary)
+        job = Witness(model, len(batch), boundary, self._seconds(model))
         try:
             with self._watching(model, batch, " when it is cancelled"):
                 self.plugin.run(model, batch, self.params, job)
@@ -255,7 +270,7 @@ class _Examination:
             for batch in batches:
                 try:
                     with self._watching(model, batch):
-                        result = self.plugin.run(model, batch, self.params, Job())
+                        result = self.plugin.run(model, batch, self.params, self._job(model))
                     self._checked(model, result, len(batch), f"with a {kind} target")
                 except InterpretError as error:
                     refusals.append(error)
@@ -268,6 +283,11 @@ class _Examination:
 
     def _check_requirements(self, model: Classifier) -> None:
         bare = Bare(model, self.requires)
+        seconds = {
+            role: Bare(model, item.requires)
+            for role, item in self.plugin.models.items()
+            if item.required
+        }
         kinds = self.plugin.target_kinds or {TargetKind.NONE}
         logits = {TargetKind.CLASS, TargetKind.NONE} & kinds
         if not logits:
@@ -276,7 +296,7 @@ class _Examination:
             self.plugin, model, targets_to_try(min(logits), model, _ROWS)[0], self.tensors
         )
         try:
-            self.plugin.run(bare, batch, self.params, Job())
+            self.plugin.run(bare, batch, self.params, Job(seconds))
         except Exception as error:
             self._breach(
                 model,

@@ -8,7 +8,18 @@ from typing import Any
 
 from ..models.classifier import Capability
 from ..models.targets import TargetKind
-from ..plugin import API_VERSION, AuxTensor, Inputs, Kind, Params, Plugin, Role, Rows, result_fields
+from ..plugin import (
+    API_VERSION,
+    AuxTensor,
+    Inputs,
+    Kind,
+    ModelRole,
+    Params,
+    Plugin,
+    Role,
+    Rows,
+    result_fields,
+)
 
 
 def declaration_breaches(plugin: Plugin[Any, Any]) -> Iterator[str]:
@@ -34,6 +45,9 @@ def declaration_breaches(plugin: Plugin[Any, Any]) -> Iterator[str]:
     for name, tensor in cls.tensors.items():
         if not isinstance(tensor, AuxTensor) or not tensor.description:
             yield f"the auxiliary tensor {name} must be an AuxTensor with a description"
+    for name, model in cls.models.items():
+        if not isinstance(model, ModelRole) or not model.description:
+            yield f"the second model {name} must be a ModelRole with a description"
     if not all(isinstance(kind, Kind) for kind in cls.uses.values()):
         yield "`uses` must give a Kind for each parameter that names a second plugin"
     yield from _params_breaches(getattr(cls, "params_type", None))

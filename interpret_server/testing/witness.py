@@ -1,9 +1,10 @@
 """What a plugin leaves behind and lets be seen between two steps; for the conformance suite."""
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy
@@ -132,9 +133,17 @@ class Witness(Job):
         model: that the plugin runs on.
         rows: of the batch.
         stop_at: the boundary at which to cancel, counted from 0.
+        models: the second models, by role.
     """
 
-    def __init__(self, model: Classifier, rows: int, stop_at: int | None = None) -> None:
+    def __init__(
+        self,
+        model: Classifier,
+        rows: int,
+        stop_at: int | None = None,
+        models: Mapping[str, Classifier] = MappingProxyType({}),
+    ) -> None:
+        super().__init__(models)
         self.boundaries = 0
         self.loops: list[int] = []
         self.found: dict[str, None] = {}  # in order of appearance

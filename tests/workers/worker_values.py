@@ -10,6 +10,7 @@ from interpret_server.engine.api import (
     InputInfo,
     LayerInfo,
     ModelInfo,
+    ModelRoleInfo,
     PluginInfo,
     Prediction,
     Preview,
@@ -18,6 +19,7 @@ from interpret_server.engine.api import (
     Result,
     ResultField,
     RowWarning,
+    SecondModel,
     Target,
     Verification,
 )
@@ -40,6 +42,7 @@ CALL = Call(
     targets=(Target("class", (3,)), Target("neuron", (1, 2, 3), "features.0"), DIRECTION),
     seeds=(0, 2**64 - 1),
     tensors={"upper": array((2, 3)), "lower": array((2, 3)), "empty": Array("bool", (0, 3), b"")},
+    models={"judge": "net@1", "": "käse"},
     render=True,
     half=True,
     previews=True,
@@ -73,6 +76,7 @@ PROVENANCE = Provenance(
     queue_seconds=0.125,
     run_seconds=1e-9,
     batch_rows=64,
+    models=(SecondModel("judge", "net@1", "1" * 64, "16"), SecondModel("", "", "", "")),
 )
 
 RESULT = Result(
@@ -170,6 +174,7 @@ PLUGIN = PluginInfo(
     },
     fields=(ResultField("adversarial", "image", "what to send"),),
     tensors=(AuxInfo("lower", "lower bounds", True, False), AuxInfo("mask", "", False, True)),
+    models=(ModelRoleInfo("judge", "who judges", frozenset({"gradient"}), True, False),),
 )
 
 

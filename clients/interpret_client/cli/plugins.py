@@ -80,6 +80,18 @@ def _print_plugin(plugin: PluginInfo) -> None:
             ],
         ),
         (
+            ("model role", "", "requires", ""),
+            [
+                (
+                    item.name,
+                    "required" if item.required else "optional",
+                    ", ".join(sorted(item.requires)),
+                    item.description,
+                )
+                for item in plugin.models
+            ],
+        ),
+        (
             ("result", "role", ""),
             [(item.name, item.role, item.description) for item in plugin.results],
         ),

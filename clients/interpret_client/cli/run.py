@@ -48,6 +48,13 @@ from ._output import class_text, console, print_json, table
     "--tensor", "tensors", multiple=True, metavar="NAME=FILE", help="An auxiliary tensor."
 )
 @click.option(
+    "--model-role",
+    "models",
+    multiple=True,
+    metavar="ROLE=MODEL",
+    help="A second model, in a role that the plugin declares.",
+)
+@click.option(
     "--output",
     type=click.Path(file_okay=False, path_type=Path),
     help="Folder for tensors.npz, result.json and the pictures.",
@@ -73,6 +80,7 @@ def run(
     params_file: TextIO | None,
     seed: int | None,
     tensors: tuple[str, ...],
+    models: tuple[str, ...],
     output: Path | None,
     overwrite: bool,
     render: bool | None,
@@ -88,7 +96,7 @@ def run(
     parameters = _read_params(params_file)
     parameters |= {key: parse_value(text) for key, text in split_pairs(params, "--param").items()}
     arrays = {name: read_array(file) for name, file in split_pairs(tensors, "--tensor").items()}
-    target = parse_targets(targets)
+    target, seconds = parse_targets(targets), split_pairs(models, "--model-role")
     with settings.connect() as client:
         given = read_inputs(inputs, client.model(model)) if inputs else None
         stream = client.stream(
@@ -99,6 +107,7 @@ def run(
             params=parameters,
             seed=seed,
             tensors=arrays,
+            models=seconds,
             render=output is not None if render is None else render,
             previews=False,
             priority=priority,

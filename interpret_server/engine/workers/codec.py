@@ -19,6 +19,7 @@ from ..api import (
     Provenance,
     Result,
     RowWarning,
+    SecondModel,
     Target,
 )
 from . import protocol_pb2 as pb
@@ -85,6 +86,7 @@ def encode_call(call: Call, put: Put) -> pb.Call:
             targets=[_encode_target(target, put) for target in call.targets],
             seeds=call.seeds,
             tensors=encode_arrays(call.tensors, put),
+            models=dict(call.models),
             render=call.render,
             half=call.half,
             previews=call.previews,
@@ -133,6 +135,7 @@ def decode_call(message: pb.Call, get: Get) -> Call:
         targets=tuple(_decode_target(target, get) for target in message.targets),
         seeds=tuple(message.seeds),
         tensors=decode_arrays(message.tensors, get),
+        models=dict(message.models),
         render=message.render,
         half=message.half,
         previews=message.previews,
@@ -278,6 +281,7 @@ def _encode_result(result: Result, put: Put) -> pb.Result:
             queue_seconds=source.queue_seconds,
             run_seconds=source.run_seconds,
             batch_rows=source.batch_rows,
+            models=[pb.SecondModel(**vars(item)) for item in source.models],
         ),
     )
 
@@ -335,6 +339,10 @@ def _decode_result(message: pb.Result, get: Get) -> Result:
             queue_seconds=source.queue_seconds,
             run_seconds=source.run_seconds,
             batch_rows=source.batch_rows,
+            models=tuple(
+                SecondModel(item.role, item.model, item.model_sha256, item.model_version)
+                for item in checked(source.models)
+            ),
         ),
     )
 

@@ -1,4 +1,7 @@
-"""The worker interface over processes: every model in a process of its own, on every device."""
+"""The worker interface over processes: every model in a process of its own, on every device.
+
+Calls that name several models run in processes made for that set of models.
+"""
 
 import asyncio
 import contextlib
@@ -18,9 +21,11 @@ from ...models.manifest import Manifest
 from ..api import Call, Event, ModelInfo, PluginInfo
 from ..naming import check_name, no_model
 from ..occupancy import Occupancy
+from ..roles import check_roles, check_second
 from .connection import Connection
 from .keeper import Keeper, Patience, Source
 from .nursery import Limits, Nursery, NurseryError
+from .sets import Sets
 from .turns import Turns
 
 _logger = logging.getLogger(__name__)
@@ -54,8 +59,9 @@ class Fleet:
         self._plugin_dirs, self._memory = plugin_dirs, memory_bytes
         self._plugins: tuple[PluginInfo, ...] = ()
         self._keepers: dict[str, Keeper] = {}
+        self._sets = Sets(self._make_set, self._end)
         self._loading: set[str] = set()
-        self._turns = Turns()
+        self._turns, self._turns_of_sets = Turns(), Turns()
         self._calls = Occupancy()
         self._ready = asyncio.Event()  # the nursery runs
         self._tasks: set[asyncio.Task[None]] = set()
@@ -107,7 +113,7 @@ class Fleet:
         folder = self._folder / str(next(self._numbers))
         try:
             source = await asyncio.to_thread(_kept, Source(name, path, manifest, samples), folder)
-            keeper = Keeper(source, self._devices, self._spawn, self._patience, folder)
+            keeper = Keeper((source,), self._devices, self._spawn, self._patience, folder)
             async with self._turns.turn():
                 self._check_open()
                 info = await keeper.load()
@@ -128,6 +134,8 @@ class Fleet:
     async def unload(self, name: str) -> None:
         """Take a model out of service, wait for the calls that run on it, and end its workers.
 
+        The workers of every set that it belongs to end as well.
+
         Raises:
             NotFound: no model of that name is loaded.
         """
@@ -144,8 +152,11 @@ class Fleet:
         """
         self._check_open()
         deadline = None if call.timeout is None else time.monotonic() + call.timeout
-        keeper = self._find(call.model)
-        with self._calls.hold(), keeper.users.hold():
+        models = self._find_all(call)
+        keeper = self._sets.of(models)
+        with contextlib.ExitStack() as held:
+            for users in (self._calls, *(item.users for item in {keeper, *models})):
+                held.enter_context(users.hold())
             woken = not keeper.awake
             worker = await keeper.worker(deadline)
             if woken:
@@ -162,7 +173,7 @@ class Fleet:
                 await self._calls.empty()
         for task in tuple(self._tasks):
             task.cancel()
-        await asyncio.gather(*(keeper.close(0.0) for keeper in self._keepers.values()))
+        await asyncio.gather(*(keeper.close(0.0) for keeper in self._all()))
         self._keepers.clear()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._nursery.close()
@@ -170,20 +181,59 @@ class Fleet:
             await asyncio.to_thread(shutil.rmtree, self._folder, True)
 
     def process_ids(self) -> dict[str, list[int]]:
-        """Of every model's workers."""
-        return {name: keeper.process_ids() for name, keeper in self._keepers.items()}
+        """Of every model's workers; those of a set under the names of its models, `a + b`."""
+        return {keeper.name: keeper.process_ids() for keeper in self._all()}
 
     async def _spawn(self, name: str, device: str, read: list[Path]) -> Connection:
         await self._ready.wait()
         return self._nursery.spawn(name, device, read)
 
-    def _find(self, name: str) -> Keeper:
+    def _find(self, name: str, field: str = "model") -> Keeper:
         if name not in self._keepers:
-            raise no_model(name, self._keepers)
+            raise no_model(name, self._keepers, field)
         return self._keepers[name]
 
+    def _find_all(self, call: Call) -> list[Keeper]:
+        """The models of a call that its plugin takes; the worker of the first refuses others."""
+        first = self._find(call.model)
+        plugin = next((item for item in self._plugins if item.name == call.plugin), None)
+        if plugin is None or not call.models:
+            return [first]
+        check_roles(plugin.name, plugin.models, call.models)
+        found = [first]
+        for role in plugin.models:
+            if role.name in call.models:
+                second = self._find(call.models[role.name], f"models.{role.name}")
+                check_second(plugin.name, role, first.info, second.info)
+                found.append(second)
+        return found
+
+    def _make_set(self, models: tuple[Keeper, ...]) -> Keeper:
+        sources = [source for model in models for source in model.sources]
+        return Keeper(
+            sources,
+            self._devices,
+            self._spawn,
+            dataclasses.replace(self._patience, ready=self._patience.load * len(sources)),
+            infos=[model.info for model in models],
+            turns=self._turns_of_sets,
+        )
+
+    def _all(self) -> tuple[Keeper, ...]:
+        return (*self._keepers.values(), *self._sets.all())
+
     def _retire(self, keeper: Keeper) -> "asyncio.Task[None]":
-        """End a model that is out of service once its calls are done."""
+        """End a model that is out of service, and its sets, once their calls are done."""
+        sets = [self._end(item) for item in self._sets.forget(keeper)]
+
+        async def work() -> None:
+            await asyncio.gather(*sets)  # they read its files
+            await self._end(keeper)
+
+        return self._later(work())
+
+    def _end(self, keeper: Keeper) -> "asyncio.Task[None]":
+        """End a keeper's workers once its calls are done."""
 
         async def work() -> None:
             try:
@@ -232,13 +282,13 @@ class Fleet:
         assert self._memory is not None
         held = {
             keeper: await asyncio.to_thread(_held_bytes, keeper.process_ids())
-            for keeper in self._keepers.values()
+            for keeper in self._all()
         }
         for keeper in sorted(held, key=lambda item: item.used):
             if sum(held.values()) <= self._memory:
                 return
             if keeper is not keep and not keeper.users.count and keeper.awake:
-                _logger.info("model %s sleeps until it is called", keeper.source.name)
+                _logger.info("model %s sleeps until it is called", keeper.name)
                 await keeper.sleep()
                 held[keeper] = 0
 

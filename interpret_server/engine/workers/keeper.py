@@ -1,11 +1,12 @@
-"""Keeps one model served: its workers, one per device, and what happens when they die."""
+"""Keeps a model, or a set of them, served: its workers, and what happens when they die."""
 
 import asyncio
+import contextlib
 import logging
 import shutil
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from ..api import ModelInfo
 from ..occupancy import Occupancy
 from .connection import Connection
 from .idling import Idleness
+from .turns import Turns
 
 _logger = logging.getLogger(__name__)
 
@@ -81,33 +83,39 @@ class Source:
 
 
 class Keeper:
-    """One model.
+    """One model, or several that calls name together, in workers of their own.
 
     A worker that dies fails the calls that it runs and nothing else: it is started again after a
     while that doubles with every death, and calls that come meanwhile wait for it. A model whose
     workers keep dying is quarantined until it is loaded anew.
 
     Args:
-        source: its files.
+        sources: the files of each model.
         devices: one worker is kept for each.
         spawn: starts a worker.
         patience: see there.
         folder: the model's own, deleted when it is closed.
+        infos: what is known of models that have been loaded before; the first call then starts
+            the workers.
+        turns: in which such workers load.
     """
 
     def __init__(
         self,
-        source: Source,
+        sources: Sequence[Source],
         devices: tuple[str, ...],
         spawn: Spawn,
         patience: Patience,
-        folder: Path,
+        folder: Path | None = None,
+        infos: Sequence[ModelInfo] = (),
+        turns: Turns | None = None,
     ) -> None:
-        self.source, self._devices, self._spawn, self._patience = source, devices, spawn, patience
-        self._folder = folder
+        self.sources, self._devices, self._spawn, self._patience = sources, devices, spawn, patience
+        self._folder, self._turns = folder, turns
+        self.name = " + ".join(source.name for source in sources)
         self.users = Occupancy()
         self.used = time.monotonic()
-        self._info: ModelInfo | None = None
+        self._infos = tuple(infos)
         self._workers: dict[int, Connection] = {}
         self._starting: dict[int, asyncio.Task[None]] = {}
         self._watching: set[asyncio.Task[None]] = set()
@@ -119,11 +127,9 @@ class Keeper:
 
     @property
     def info(self) -> ModelInfo:
-        """What is known of the model; a quarantined one says so in its notes."""
-        assert self._info is not None
-        if self._quarantine:
-            return replace(self._info, notes=(*self._info.notes, self._quarantine))
-        return self._info
+        """What is known of the (first) model; a quarantined one says so in its notes."""
+        info = self._infos[0]
+        return replace(info, notes=(*info.notes, self._quarantine)) if self._quarantine else info
 
     @property
     def awake(self) -> bool:
@@ -178,7 +184,7 @@ class Keeper:
                         "the deadline passed before a worker was ready"
                     ) from None
                 raise Unavailable(
-                    f"the worker of {self.source.name} is being started; try again"
+                    f"the worker of {self.name} is being started; try again"
                 ) from None
         return min(usable, key=lambda worker: worker.calls)
 
@@ -196,37 +202,38 @@ class Keeper:
         workers, self._workers = list(self._workers.values()), {}
         await asyncio.gather(*(worker.close(grace) for worker in workers))
         await asyncio.gather(*self._starting.values(), *self._watching, return_exceptions=True)
-        await asyncio.to_thread(shutil.rmtree, self._folder, True)
+        if self._folder is not None:
+            await asyncio.to_thread(shutil.rmtree, self._folder, True)
 
     def _check(self) -> None:
         if self._closed:
-            raise Unavailable(f"{self.source.name} has been unloaded")
+            raise Unavailable(f"{self.name} has been unloaded")
         if self._quarantine:
             raise FailedPrecondition(f"model: {self._quarantine}")
 
     async def _start(self, slot: int) -> None:
-        """A worker with the model, in service."""
-        source = self.source
-        worker = await self._spawn(source.name, self._devices[slot], source.read())
+        """A worker with the models, in service."""
+        read = [path for source in self.sources for path in source.read()]
+        worker = await self._spawn(self.name, self._devices[slot], read)
         try:
-            info = await self._loaded(worker)
+            infos = tuple([await self._loaded(worker, source) for source in self.sources])
         except BaseException:
             worker.kill("the model was not loaded")
             raise
-        if self._info is not None and info.sha256 != self._info.sha256:
-            worker.kill("the file has changed")
-            raise ModelRejected(
-                f"the file of {source.name} has changed since it was loaded; load it again"
-            )
-        self._info = self._info or info
+        for known, info in zip(self._infos, infos, strict=False):
+            if info.sha256 != known.sha256:
+                worker.kill("the file has changed")
+                raise ModelRejected(
+                    f"the file of {known.name} has changed since it was loaded; load it again"
+                )
+        self._infos = self._infos or infos
         self._workers[slot] = worker
         self._changed.set()
         task = asyncio.create_task(self._watch(slot, worker))
         self._watching.add(task)
         task.add_done_callback(self._watching.discard)
 
-    async def _loaded(self, worker: Connection) -> ModelInfo:
-        source = self.source
+    async def _loaded(self, worker: Connection, source: Source) -> ModelInfo:
         limit = self._patience.load
         try:
             async with asyncio.timeout(limit):
@@ -237,7 +244,7 @@ class Keeper:
                 "if the file is sound"
             ) from None
         except Unavailable:
-            if self._info is not None or not worker.lost.done():
+            if self._infos or not worker.lost.done():
                 raise
             why, said = worker.lost.result(), worker.output.tail()[-300:]
             raise ModelRejected(
@@ -254,8 +261,7 @@ class Keeper:
             await asyncio.wait({worker.lost}, timeout=self._patience.ping)
             idle = not busy and worker.begun == seen
             if idleness.wasted(worker.process_id, idle=idle):
-                name = self.source.name
-                why = f"the worker of {name} was stopped: it computed for no call; try again"
+                why = f"the worker of {self.name} was stopped: it computed for no call; try again"
                 _logger.warning("%s", why)
                 worker.kill(why)
                 await asyncio.wait({worker.lost}, timeout=5.0)
@@ -270,7 +276,7 @@ class Keeper:
 
     async def _look(self, worker: Connection) -> bool:
         """End a worker that is stuck; tells whether it computes."""
-        patience, name = self._patience, self.source.name
+        patience, name = self._patience, self.name
         pong = await worker.ping(patience.answer)
         if worker.lost.done():
             return False
@@ -299,7 +305,7 @@ class Keeper:
         self._died = len(self._deaths)
         if self._died >= self._patience.deaths:
             self._quarantine = (
-                f"{self.source.name} is quarantined: its worker died {self._died} times within "
+                f"{self.name} is quarantined: its worker died {self._died} times within "
                 f"{window:g} s; load it again to try once more."
             )
             _logger.error("%s", self._quarantine)
@@ -322,12 +328,13 @@ class Keeper:
         while not self._quarantine:
             await asyncio.sleep(wait)
             try:
-                await self._start(slot)
+                async with contextlib.nullcontext() if self._turns is None else self._turns.turn():
+                    await self._start(slot)
                 return
             except Unavailable as error:
                 self._note_death()
-                _logger.warning("%s is not served for now: %s", self.source.name, error.message)
+                _logger.warning("%s is not served for now: %s", self.name, error.message)
             except InterpretError as error:
-                self._quarantine = f"{self.source.name} cannot be loaded again: {error.message}"
+                self._quarantine = f"{self.name} cannot be loaded again: {error.message}"
                 self._changed.set()
             wait = self._pause()

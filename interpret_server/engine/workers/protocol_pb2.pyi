@@ -75,7 +75,14 @@ class Target(_message.Message):
     def __init__(self, kind: _Optional[str] = ..., index: _Optional[_Iterable[int]] = ..., layer: _Optional[str] = ..., direction: _Optional[_Union[Array, _Mapping]] = ...) -> None: ...
 
 class Call(_message.Message):
-    __slots__ = ("model", "plugin", "params", "array", "images", "named", "targets", "seeds", "tensors", "render", "half", "previews", "timeout", "client", "priority", "progress")
+    __slots__ = ("model", "plugin", "params", "array", "images", "named", "targets", "seeds", "tensors", "render", "half", "previews", "timeout", "client", "priority", "progress", "models")
+    class ModelsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     MODEL_FIELD_NUMBER: _ClassVar[int]
     PLUGIN_FIELD_NUMBER: _ClassVar[int]
     PARAMS_FIELD_NUMBER: _ClassVar[int]
@@ -92,6 +99,7 @@ class Call(_message.Message):
     CLIENT_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    MODELS_FIELD_NUMBER: _ClassVar[int]
     model: str
     plugin: str
     params: str
@@ -108,7 +116,8 @@ class Call(_message.Message):
     client: str
     priority: int
     progress: bool
-    def __init__(self, model: _Optional[str] = ..., plugin: _Optional[str] = ..., params: _Optional[str] = ..., array: _Optional[_Union[Array, _Mapping]] = ..., images: _Optional[_Union[Files, _Mapping]] = ..., named: _Optional[_Union[NamedArrays, _Mapping]] = ..., targets: _Optional[_Iterable[_Union[Target, _Mapping]]] = ..., seeds: _Optional[_Iterable[int]] = ..., tensors: _Optional[_Iterable[_Union[NamedArray, _Mapping]]] = ..., render: bool = ..., half: bool = ..., previews: bool = ..., timeout: _Optional[float] = ..., client: _Optional[str] = ..., priority: _Optional[int] = ..., progress: bool = ...) -> None: ...
+    models: _containers.ScalarMap[str, str]
+    def __init__(self, model: _Optional[str] = ..., plugin: _Optional[str] = ..., params: _Optional[str] = ..., array: _Optional[_Union[Array, _Mapping]] = ..., images: _Optional[_Union[Files, _Mapping]] = ..., named: _Optional[_Union[NamedArrays, _Mapping]] = ..., targets: _Optional[_Iterable[_Union[Target, _Mapping]]] = ..., seeds: _Optional[_Iterable[int]] = ..., tensors: _Optional[_Iterable[_Union[NamedArray, _Mapping]]] = ..., render: bool = ..., half: bool = ..., previews: bool = ..., timeout: _Optional[float] = ..., client: _Optional[str] = ..., priority: _Optional[int] = ..., progress: bool = ..., models: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class Progress(_message.Message):
     __slots__ = ("done", "total")
@@ -158,8 +167,20 @@ class RowWarning(_message.Message):
     rows: _containers.RepeatedScalarFieldContainer[int]
     def __init__(self, message: _Optional[str] = ..., rows: _Optional[_Iterable[int]] = ...) -> None: ...
 
+class SecondModel(_message.Message):
+    __slots__ = ("role", "model", "model_sha256", "model_version")
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    MODEL_SHA256_FIELD_NUMBER: _ClassVar[int]
+    MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    role: str
+    model: str
+    model_sha256: str
+    model_version: str
+    def __init__(self, role: _Optional[str] = ..., model: _Optional[str] = ..., model_sha256: _Optional[str] = ..., model_version: _Optional[str] = ...) -> None: ...
+
 class Provenance(_message.Message):
-    __slots__ = ("model", "model_sha256", "model_version", "plugin", "plugin_version", "server_version", "params", "targets", "seeds", "device", "precision", "queue_seconds", "run_seconds", "batch_rows")
+    __slots__ = ("model", "model_sha256", "model_version", "plugin", "plugin_version", "server_version", "params", "targets", "seeds", "device", "precision", "queue_seconds", "run_seconds", "batch_rows", "models")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     MODEL_SHA256_FIELD_NUMBER: _ClassVar[int]
     MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -174,6 +195,7 @@ class Provenance(_message.Message):
     QUEUE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     RUN_SECONDS_FIELD_NUMBER: _ClassVar[int]
     BATCH_ROWS_FIELD_NUMBER: _ClassVar[int]
+    MODELS_FIELD_NUMBER: _ClassVar[int]
     model: str
     model_sha256: str
     model_version: str
@@ -188,7 +210,8 @@ class Provenance(_message.Message):
     queue_seconds: float
     run_seconds: float
     batch_rows: int
-    def __init__(self, model: _Optional[str] = ..., model_sha256: _Optional[str] = ..., model_version: _Optional[str] = ..., plugin: _Optional[str] = ..., plugin_version: _Optional[str] = ..., server_version: _Optional[str] = ..., params: _Optional[str] = ..., targets: _Optional[_Iterable[_Union[Target, _Mapping]]] = ..., seeds: _Optional[_Iterable[int]] = ..., device: _Optional[str] = ..., precision: _Optional[str] = ..., queue_seconds: _Optional[float] = ..., run_seconds: _Optional[float] = ..., batch_rows: _Optional[int] = ...) -> None: ...
+    models: _containers.RepeatedCompositeFieldContainer[SecondModel]
+    def __init__(self, model: _Optional[str] = ..., model_sha256: _Optional[str] = ..., model_version: _Optional[str] = ..., plugin: _Optional[str] = ..., plugin_version: _Optional[str] = ..., server_version: _Optional[str] = ..., params: _Optional[str] = ..., targets: _Optional[_Iterable[_Union[Target, _Mapping]]] = ..., seeds: _Optional[_Iterable[int]] = ..., device: _Optional[str] = ..., precision: _Optional[str] = ..., queue_seconds: _Optional[float] = ..., run_seconds: _Optional[float] = ..., batch_rows: _Optional[int] = ..., models: _Optional[_Iterable[_Union[SecondModel, _Mapping]]] = ...) -> None: ...
 
 class Result(_message.Message):
     __slots__ = ("tensors", "metrics", "before", "after", "warnings", "pictures", "provenance")

@@ -8,7 +8,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class RunRequest(_message.Message):
-    __slots__ = ("model", "plugin", "inputs", "targets", "params_json", "seeds", "tensors", "render", "half_precision", "priority")
+    __slots__ = ("model", "plugin", "inputs", "targets", "params_json", "seeds", "tensors", "render", "half_precision", "priority", "models")
     class TensorsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -16,6 +16,13 @@ class RunRequest(_message.Message):
         key: str
         value: _types_pb2.Tensor
         def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[_types_pb2.Tensor, _Mapping]] = ...) -> None: ...
+    class ModelsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     MODEL_FIELD_NUMBER: _ClassVar[int]
     PLUGIN_FIELD_NUMBER: _ClassVar[int]
     INPUTS_FIELD_NUMBER: _ClassVar[int]
@@ -26,6 +33,7 @@ class RunRequest(_message.Message):
     RENDER_FIELD_NUMBER: _ClassVar[int]
     HALF_PRECISION_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    MODELS_FIELD_NUMBER: _ClassVar[int]
     model: str
     plugin: str
     inputs: _types_pb2.Inputs
@@ -36,7 +44,8 @@ class RunRequest(_message.Message):
     render: bool
     half_precision: bool
     priority: _types_pb2.Priority
-    def __init__(self, model: _Optional[str] = ..., plugin: _Optional[str] = ..., inputs: _Optional[_Union[_types_pb2.Inputs, _Mapping]] = ..., targets: _Optional[_Iterable[_Union[_types_pb2.Target, _Mapping]]] = ..., params_json: _Optional[str] = ..., seeds: _Optional[_Iterable[int]] = ..., tensors: _Optional[_Mapping[str, _types_pb2.Tensor]] = ..., render: bool = ..., half_precision: bool = ..., priority: _Optional[_Union[_types_pb2.Priority, str]] = ...) -> None: ...
+    models: _containers.ScalarMap[str, str]
+    def __init__(self, model: _Optional[str] = ..., plugin: _Optional[str] = ..., inputs: _Optional[_Union[_types_pb2.Inputs, _Mapping]] = ..., targets: _Optional[_Iterable[_Union[_types_pb2.Target, _Mapping]]] = ..., params_json: _Optional[str] = ..., seeds: _Optional[_Iterable[int]] = ..., tensors: _Optional[_Mapping[str, _types_pb2.Tensor]] = ..., render: bool = ..., half_precision: bool = ..., priority: _Optional[_Union[_types_pb2.Priority, str]] = ..., models: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class RunResponse(_message.Message):
     __slots__ = ("result",)
@@ -149,8 +158,20 @@ class Result(_message.Message):
     provenance: Provenance
     def __init__(self, tensors: _Optional[_Mapping[str, _types_pb2.Tensor]] = ..., metrics: _Optional[_Mapping[str, Metric]] = ..., predictions_before: _Optional[_Iterable[_Union[_types_pb2.Prediction, _Mapping]]] = ..., predictions_after: _Optional[_Iterable[_Union[_types_pb2.Prediction, _Mapping]]] = ..., warnings: _Optional[_Iterable[_Union[_types_pb2.RowWarning, _Mapping]]] = ..., pictures: _Optional[_Mapping[str, Pictures]] = ..., provenance: _Optional[_Union[Provenance, _Mapping]] = ...) -> None: ...
 
+class SecondModel(_message.Message):
+    __slots__ = ("role", "model", "model_sha256", "model_version")
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    MODEL_SHA256_FIELD_NUMBER: _ClassVar[int]
+    MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    role: str
+    model: str
+    model_sha256: str
+    model_version: str
+    def __init__(self, role: _Optional[str] = ..., model: _Optional[str] = ..., model_sha256: _Optional[str] = ..., model_version: _Optional[str] = ...) -> None: ...
+
 class Provenance(_message.Message):
-    __slots__ = ("model", "model_sha256", "model_version", "plugin", "plugin_version", "server_version", "params_json", "targets", "seeds", "device", "precision", "queue_seconds", "run_seconds", "batch_rows")
+    __slots__ = ("model", "model_sha256", "model_version", "plugin", "plugin_version", "server_version", "params_json", "targets", "seeds", "device", "precision", "queue_seconds", "run_seconds", "batch_rows", "models")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     MODEL_SHA256_FIELD_NUMBER: _ClassVar[int]
     MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -165,6 +186,7 @@ class Provenance(_message.Message):
     QUEUE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     RUN_SECONDS_FIELD_NUMBER: _ClassVar[int]
     BATCH_ROWS_FIELD_NUMBER: _ClassVar[int]
+    MODELS_FIELD_NUMBER: _ClassVar[int]
     model: str
     model_sha256: str
     model_version: str
@@ -179,4 +201,5 @@ class Provenance(_message.Message):
     queue_seconds: float
     run_seconds: float
     batch_rows: int
-    def __init__(self, model: _Optional[str] = ..., model_sha256: _Optional[str] = ..., model_version: _Optional[str] = ..., plugin: _Optional[str] = ..., plugin_version: _Optional[str] = ..., server_version: _Optional[str] = ..., params_json: _Optional[str] = ..., targets: _Optional[_Iterable[_Union[_types_pb2.Target, _Mapping]]] = ..., seeds: _Optional[_Iterable[int]] = ..., device: _Optional[str] = ..., precision: _Optional[str] = ..., queue_seconds: _Optional[float] = ..., run_seconds: _Optional[float] = ..., batch_rows: _Optional[int] = ...) -> None: ...
+    models: _containers.RepeatedCompositeFieldContainer[SecondModel]
+    def __init__(self, model: _Optional[str] = ..., model_sha256: _Optional[str] = ..., model_version: _Optional[str] = ..., plugin: _Optional[str] = ..., plugin_version: _Optional[str] = ..., server_version: _Optional[str] = ..., params_json: _Optional[str] = ..., targets: _Optional[_Iterable[_Union[_types_pb2.Target, _Mapping]]] = ..., seeds: _Optional[_Iterable[int]] = ..., device: _Optional[str] = ..., precision: _Optional[str] = ..., queue_seconds: _Optional[float] = ..., run_seconds: _Optional[float] = ..., batch_rows: _Optional[int] = ..., models: _Optional[_Iterable[_Union[SecondModel, _Mapping]]] = ...) -> None: ...

@@ -31,7 +31,7 @@ class GetPluginResponse(_message.Message):
     def __init__(self, plugin: _Optional[_Union[Plugin, _Mapping]] = ...) -> None: ...
 
 class Plugin(_message.Message):
-    __slots__ = ("name", "kind", "api", "version", "distribution", "summary", "description", "requires", "rows", "inputs", "target_kinds", "params_schema_json", "result_fields", "tensors")
+    __slots__ = ("name", "kind", "api", "version", "distribution", "summary", "description", "requires", "rows", "inputs", "target_kinds", "params_schema_json", "result_fields", "tensors", "models")
     NAME_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     API_FIELD_NUMBER: _ClassVar[int]
@@ -46,6 +46,7 @@ class Plugin(_message.Message):
     PARAMS_SCHEMA_JSON_FIELD_NUMBER: _ClassVar[int]
     RESULT_FIELDS_FIELD_NUMBER: _ClassVar[int]
     TENSORS_FIELD_NUMBER: _ClassVar[int]
+    MODELS_FIELD_NUMBER: _ClassVar[int]
     name: str
     kind: str
     api: int
@@ -60,7 +61,8 @@ class Plugin(_message.Message):
     params_schema_json: str
     result_fields: _containers.RepeatedCompositeFieldContainer[ResultField]
     tensors: _containers.RepeatedCompositeFieldContainer[AuxTensor]
-    def __init__(self, name: _Optional[str] = ..., kind: _Optional[str] = ..., api: _Optional[int] = ..., version: _Optional[str] = ..., distribution: _Optional[str] = ..., summary: _Optional[str] = ..., description: _Optional[str] = ..., requires: _Optional[_Iterable[str]] = ..., rows: _Optional[str] = ..., inputs: _Optional[str] = ..., target_kinds: _Optional[_Iterable[str]] = ..., params_schema_json: _Optional[str] = ..., result_fields: _Optional[_Iterable[_Union[ResultField, _Mapping]]] = ..., tensors: _Optional[_Iterable[_Union[AuxTensor, _Mapping]]] = ...) -> None: ...
+    models: _containers.RepeatedCompositeFieldContainer[ModelRole]
+    def __init__(self, name: _Optional[str] = ..., kind: _Optional[str] = ..., api: _Optional[int] = ..., version: _Optional[str] = ..., distribution: _Optional[str] = ..., summary: _Optional[str] = ..., description: _Optional[str] = ..., requires: _Optional[_Iterable[str]] = ..., rows: _Optional[str] = ..., inputs: _Optional[str] = ..., target_kinds: _Optional[_Iterable[str]] = ..., params_schema_json: _Optional[str] = ..., result_fields: _Optional[_Iterable[_Union[ResultField, _Mapping]]] = ..., tensors: _Optional[_Iterable[_Union[AuxTensor, _Mapping]]] = ..., models: _Optional[_Iterable[_Union[ModelRole, _Mapping]]] = ...) -> None: ...
 
 class ResultField(_message.Message):
     __slots__ = ("name", "role", "description")
@@ -71,6 +73,20 @@ class ResultField(_message.Message):
     role: str
     description: str
     def __init__(self, name: _Optional[str] = ..., role: _Optional[str] = ..., description: _Optional[str] = ...) -> None: ...
+
+class ModelRole(_message.Message):
+    __slots__ = ("name", "description", "requires", "required", "same_inputs")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
+    REQUIRES_FIELD_NUMBER: _ClassVar[int]
+    REQUIRED_FIELD_NUMBER: _ClassVar[int]
+    SAME_INPUTS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    description: str
+    requires: _containers.RepeatedScalarFieldContainer[str]
+    required: bool
+    same_inputs: bool
+    def __init__(self, name: _Optional[str] = ..., description: _Optional[str] = ..., requires: _Optional[_Iterable[str]] = ..., required: bool = ..., same_inputs: bool = ...) -> None: ...
 
 class AuxTensor(_message.Message):
     __slots__ = ("name", "description", "like_input", "required")
