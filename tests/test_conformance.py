@@ -39,7 +39,8 @@ POINTS = sorted(entry_points(group="interpret_server.plugins"), key=lambda point
 @pytest.mark.parametrize("point", POINTS, ids=lambda point: point.name)
 def test_installed_plugin_keeps_the_contract(point: EntryPoint) -> None:
     plugin: type[Plugin[Any, Any]] = point.load()
-    few = {name: 4 for name in ("steps", "masks") if name in plugin.params_type.model_fields}
+    amounts = ("steps", "masks", "samples", "permutations")
+    few = {name: 4 for name in amounts if name in plugin.params_type.model_fields}
     suited = [attentive()] if point.name == "attention_rollout" else None
     conformance(plugin, params=few, models=suited)
 
