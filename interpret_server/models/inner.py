@@ -8,6 +8,7 @@ from torch import Tensor, fx
 
 from .batching import InGroups
 from .classifier import Classifier, Layer
+from .execution.draft import writes
 from .targets import Targets
 
 
@@ -19,15 +20,20 @@ class LayerGradient(NamedTuple):
         gradient: `(N, *layer_shape)`, of each row's objective with respect to those.
         objective: `(N,)`, the target's value.
         logits: `(N, K)`, where the target is a class or another unit of the logits.
+        through: `(N, *input_shape)`, the part of the objective's gradient with respect to the input
+            that flows through the layer's values, or through those of a mask.
     """
 
     activations: Tensor
     gradient: Tensor
     objective: Tensor
     logits: Tensor | None
+    through: Tensor | None = None
 
 
-def layer_gradient(model: Classifier, x: Tensor, layer: str, targets: Targets) -> LayerGradient:
+def layer_gradient(
+    model: Classifier, x: Tensor, layer: str, targets: Targets, mask: Tensor | None = None
+) -> LayerGradient:
     """Each row's objective differentiated by a layer's values, in one forward and backward pass.
 
     It is zero where the target does not depend on the layer.
@@ -37,44 +43,116 @@ def layer_gradient(model: Classifier, x: Tensor, layer: str, targets: Targets) -
         x: `(N, *input_shape)`; left as it was.
         layer: the layer's name.
         targets: one per row.
+        mask: `layer_shape`, 1 where gradients may flow on to the input, else 0; None to spare that.
     """
     plans = model.plans
     form = plans.layers((model.layer(layer).node, _end(model, targets.layer)), model.example)
+    return _gradient(model, form, x, targets, mask=mask)
+
+
+class After:
+    """The part of a network between a layer and a target, run on values given for that layer.
+
+    What passes the layer by is computed from the inputs.
+
+    Args:
+        model: with gradients and readable layers.
+        layer: the layer's name.
+        target: the layer in which the target lies; None for the logits.
+    """
+
+    def __init__(self, model: Classifier, layer: str, target: str | None) -> None:
+        self._model = model
+        graph = _continued(model, model.layer(layer).node, _end(model, target))
+        body = model.plans.body
+        self._form = body.around(graph) if isinstance(body, InGroups) else graph
+
+    def gradient(self, x: Tensor, values: Tensor, targets: Targets) -> LayerGradient:
+        """Each row's objective differentiated by the layer's values, at these values.
+
+        Args:
+            x: `(N, *input_shape)`.
+            values: `(N, *layer_shape)`, what the layer is taken to give.
+            targets: one per row.
+        """
+        return _gradient(self._model, self._form, x, targets, values=values)
+
+
+def _continued(model: Classifier, layer: str, end: str) -> fx.GraphModule:
+    """From inputs and a node's values to those of a later node."""
+    graph = model.plans.graph
+    assert graph is not None  # layers can be read
+    copy, copied = fx.Graph(), dict[fx.Node, fx.Node]()
+    for node in graph.graph.nodes:
+        if node.name == layer:
+            copied[node] = copy.placeholder("given")
+        else:
+            copied[node] = copy.node_copy(node, copied.__getitem__)
+        if node.name == end:
+            copy.output(copied[node])
+            break
+    module = fx.GraphModule(graph, copy)
+    if not any(map(writes, module.graph.nodes)):
+        module.graph.eliminate_dead_code()
+        module.recompile()
+    return module
+
+
+def _gradient(
+    model: Classifier,
+    form: torch.nn.Module,
+    x: Tensor,
+    targets: Targets,
+    *,
+    values: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> LayerGradient:
     if not isinstance(form, InGroups):
-        return _of_rows(model, form, x, layer, targets, 0)
+        return _of_rows(model, form, x, targets, 0, values, mask)
     parts = []
     for start in range(0, len(x), form.size):  # joined rows are no longer what the target saw
         part = slice(start, start + form.size)
-        rows = x[part]
-        missing = form.size - len(rows)
-        filled = torch.cat([rows, rows[-1:].expand(missing, *rows.shape[1:])]) if missing else rows
-        parts.append(_of_rows(model, form.body, filled, layer, targets.take(part), missing))
-    activations, gradients, objectives, logits = zip(*parts, strict=True)
+        missing = max(0, start + form.size - len(x))
+        filled = _filled(x[part], missing)
+        given = None if values is None else _filled(values[part], missing)
+        taken = targets.take(part)
+        parts.append(_of_rows(model, form.body, filled, taken, missing, given, mask))
+    activations, gradients, objectives, logits, through = zip(*parts, strict=True)
     return LayerGradient(
         torch.cat(activations),
         torch.cat(gradients),
         torch.cat(objectives),
         None if targets.layer is not None else torch.cat(logits),
+        None if mask is None else torch.cat(through),
     )
+
+
+def _filled(rows: Tensor, missing: int) -> Tensor:
+    return torch.cat([rows, rows[-1:].expand(missing, *rows.shape[1:])]) if missing else rows
 
 
 def _of_rows(
     model: Classifier,
     form: torch.nn.Module,
     x: Tensor,
-    layer: str,
     targets: Targets,
     filling: int,
+    values: Tensor | None,
+    mask: Tensor | None,
 ) -> LayerGradient:
     """The same of rows that run together, of which the last `filling` are not asked for."""
     count = len(x) - filling
     leaf = x.detach().clone().requires_grad_()
+    given = None if values is None else values.detach().clone().requires_grad_()
     read: list[Tensor] = []
 
     def run(rows: Tensor) -> tuple[Tensor, ...]:
-        values: tuple[Tensor, ...] = form(rows)
-        read.append(values[0])  # before its type is widened, which makes another tensor
-        return values
+        if given is None:
+            found: tuple[Tensor, ...] = form(rows)
+        else:
+            found = given, form(rows, given.clone())  # which the network may write to
+        read.append(found[0])  # before its type is widened, which makes another tensor
+        return found
 
     with torch.enable_grad():
         activations, last = model.module.compute(run, leaf)
@@ -83,16 +161,26 @@ def _of_rows(
             last = model.module.head(last)
         objective = targets.select(last[:count])
         gradient = torch.zeros_like(activations)
+        through = None if mask is None else torch.zeros_like(leaf)
         if read[0].requires_grad and objective.requires_grad:
             (found,) = torch.autograd.grad(
-                objective.sum(), read[0], allow_unused=True, materialize_grads=True
+                objective.sum(),
+                read[0],
+                allow_unused=True,
+                materialize_grads=True,
+                retain_graph=mask is not None,
             )
             gradient = found.to(activations.dtype)
+            if mask is not None:
+                (through,) = torch.autograd.grad(
+                    read[0], leaf, found * mask, allow_unused=True, materialize_grads=True
+                )
     return LayerGradient(
         activations.detach()[:count],
         gradient.detach()[:count],
         objective.detach(),
         last.detach()[:count] if targets.layer is None else None,
+        None if through is None else through.detach()[:count],
     )
 
 
