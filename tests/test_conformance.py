@@ -42,7 +42,14 @@ def test_installed_plugin_keeps_the_contract(point: EntryPoint) -> None:
     amounts = ("steps", "masks", "samples", "permutations")
     few = {name: 4 for name in amounts if name in plugin.params_type.model_fields}
     suited = [attentive()] if point.name == "attention_rollout" else None
-    conformance(plugin, params=few, models=suited)
+    masked = half_masks if "mask" in plugin.tensors else None
+    conformance(plugin, params=few, models=suited, tensors=masked)
+
+
+def half_masks(model: Classifier, rows: int) -> dict[str, Tensor]:
+    mask = torch.zeros_like(model.neutral(rows))
+    mask.flatten(1)[:, ::2] = 1
+    return {"mask": mask}
 
 
 def attentive() -> Classifier:

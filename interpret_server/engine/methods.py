@@ -113,7 +113,7 @@ class Methods:
             raise MissingCapability(
                 f"{field}: {error.message}", violations=[Violation(field, error.message)]
             ) from None
-        if plugin.rows is Rows.GROUP and users[0].rows is not Rows.GROUP:
+        if plugin.rows is not Rows.INDEPENDENT and users[0].rows is Rows.INDEPENDENT:
             raise InvalidRequest.field(
                 field,
                 f"{plugin.name} treats the rows of a call as one group, which {users[0].name} "
