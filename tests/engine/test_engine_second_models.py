@@ -3,10 +3,11 @@
 import asyncio
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
-from agreement import Agreement, AgreementParams
+from agreement import Agreement, AgreementParams, AgreementResult
 from engine_fakes import (
     Double,
     Loader,
@@ -19,6 +20,7 @@ from engine_fakes import (
     tensor,
     until,
 )
+from pydantic import Field
 from torch import nn
 
 from interpret_server.engine.local import LocalWorker
@@ -31,7 +33,7 @@ from interpret_server.errors import (
 from interpret_server.models.classifier import Capability, Classifier
 from interpret_server.models.manifest import Manifest
 from interpret_server.models.targets import Targets
-from interpret_server.plugin import Batch, Job, ModelRole, Rows
+from interpret_server.plugin import Batch, Job, Kind, Method, ModelRole, Params, Plugin, Rows
 from interpret_server.registry import PluginLoadError, Registry
 from interpret_server.testing import ConformanceError, classifier, conformance
 
@@ -226,6 +228,48 @@ async def test_a_second_model_that_fails_is_blamed():
         refused = await refusal(worker, agreement(), FailedPrecondition)
         assert refused.message.startswith("models.judge: the network of ")
         assert "does not run on these rows" in refused.message
+
+
+class HandParams(Params):
+    method: Method = Field(Method(plugin="agreement"), description="What is handed the judge.")
+
+
+class Hand(Plugin[HandParams, AgreementResult]):
+    """Hands its second models on to a second plugin."""
+
+    name = "hand"
+    kind = Kind.METRIC
+    target_kinds = frozenset()
+    uses: ClassVar = {"method": Kind.METRIC}
+    models: ClassVar = {"judge": ModelRole("Handed on."), "witness": ModelRole("Handed on.")}
+
+    def run(self, model, batch, params, job):
+        for _ in job.track(1):
+            found = job.plugin(params.method).run(model, batch)
+        return found
+
+
+async def test_second_plugins_are_given_the_second_models_of_the_first():
+    class Blunt(Hand):
+        """Hands nothing on."""
+
+        name = "blunt"
+        models: ClassVar = {}
+
+    async with serving(Agreement(), Hand(), Blunt()) as worker:
+        worker.add("judge", another())
+        blind = another()
+        blind.withhold(Capability.GRADIENT, "it has no derivative")
+        worker.add("blind", blind)
+        there = await result(worker, replace(agreement(), plugin="hand"))
+        assert there.metrics["agrees"] == (0.0,)
+        for name, why in {"hand": "was not given", "blunt": "blunt does not hand on"}.items():
+            refused = await refusal(worker, calling(name, rows(1.0)))
+            assert refused.violations[0].field == "params.method.plugin"
+            assert f"agreement needs a second model 'judge', which {why}" in refused.message
+        call = replace(agreement(also={"witness": "blind"}), plugin="hand")
+        lacking = await refusal(worker, call, MissingCapability)
+        assert lacking.message == "models.witness: agreement requires gradient of it"
 
 
 def test_an_inert_job_has_no_models_but_those_it_is_given():

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from agreement import Agreement
 from torch import Tensor, nn
 
 from interpret_server.engine.api import Array, Call, Result
@@ -108,6 +109,7 @@ class Stage:
         self.root, self.loader, self.hold = root, Loader(), Hold()
         registry = Registry()
         registry.add(self.hold, "tests")
+        registry.add(Agreement(), "tests")
         self.worker = LocalWorker(registry, device="cpu", loader=self.loader)
         self.names = Names(self.worker)
         self.reloader = Reloader(root, self.names)
