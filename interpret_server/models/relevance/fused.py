@@ -28,7 +28,8 @@ def _take_apart(draft: Draft, node: fx.Node) -> None:
     with draft.graph.inserting_before(node):
         if given.get("enable_gqa"):
             key, value = (call(alike_heads, (query, side)) for side in (key, value))
-        scores = call(scaled_scores, (query, key, given.get("scale")))
+        products = call(inner_products, (query, key))
+        scores = call(scaled, (products, query, given.get("scale")))
         mask, causal = given.get("attn_mask"), bool(given.get("is_causal"))
         if causal or mask is not None:
             scores = call(masked_scores, (scores, mask, causal))
@@ -41,10 +42,14 @@ def _take_apart(draft: Draft, node: fx.Node) -> None:
     draft.bypass(node, mixed)
 
 
-def scaled_scores(query: Tensor, key: Tensor, scale: float | None) -> Tensor:
-    """`scale * q k^T`, `(..., T, S)`; the scale is `1 / sqrt(width)` where there is none."""
-    factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
-    return (query * factor) @ key.transpose(-2, -1)
+def inner_products(query: Tensor, key: Tensor) -> Tensor:
+    """`q k^T`, `(..., T, S)`."""
+    return query @ key.transpose(-2, -1)
+
+
+def scaled(products: Tensor, query: Tensor, scale: float | None) -> Tensor:
+    """Products times a scale; `1 / sqrt(width)` where there is none."""
+    return products * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)
 
 
 def masked_scores(scores: Tensor, mask: Tensor | None, causal: bool) -> Tensor:

@@ -80,7 +80,7 @@ _FUNCTIONS: dict[str, Role] = {
             masked_fill masked_scatter masked_select max max_pool1d max_pool2d
             max_pool2d_with_indices max_pool3d max_pool3d_with_indices max_with_indices maximum
             maximum_over median merge_heads min minimum minimum_over moveaxis movedim narrow pad
-            pad_window pad_with permute _pick pick pixel_shuffle pixel_unshuffle place_elements
+            pad_window pad_with permute pick _pick pixel_shuffle pixel_unshuffle place_elements
             place_slices ravel reflection_pad1d reflection_pad2d repeat repeat_interleave
             replication_pad1d replication_pad2d reshape reshape_as reshape_with_zeros reverse_axes
             reverse_sequence roll rot90 scatter select select_scatter slice slice_along
@@ -95,11 +95,11 @@ _FUNCTIONS: dict[str, Role] = {
             abs acos acosh arctan asin asinh atan atanh batch_norm celu channel_slope clamp
             clamp_max clamp_min clip clip_to cos cosh elu erf exp exp2 expm1 gelu hardshrink
             hardsigmoid hardswish hardtanh leaky_relu linear_sigmoid local_response_norm log log10
-            log1p log2 log_sigmoid log_softmax _log_softmax logsigmoid mish
+            log1p log2 log_sigmoid _log_softmax log_softmax logsigmoid mish
             _native_batch_norm_legit_no_training neg negative normalise normalise_length
             normalise_response normalise_scale normalise_with parametric pow power prelu
-            reciprocal relu relu6 rms_norm rrelu rsqrt scale selu shrunk sigmoid silu sin sinh
-            softplus softshrink softsign sqrt square swish_with tan tanh tanhshrink threshold
+            reciprocal relu relu6 rms_norm rrelu rsqrt scale scaled selu shrunk sigmoid silu sin
+            sinh softplus softshrink softsign sqrt square swish_with tan tanh tanhshrink threshold
         """,
         Role.SHARE: """
             adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d add add_causal_mask
@@ -111,8 +111,8 @@ _FUNCTIONS: dict[str, Role] = {
         """,
         Role.PRODUCT: """
             addbmm addmm baddbmm bmm contract conv1d conv2d conv3d conv_transpose1d
-            conv_transpose2d conv_transpose3d convolution dot einsum general_product linear matmul
-            mm mul multiply mv outer scaled_scores tensordot
+            conv_transpose2d conv_transpose3d convolution dot einsum general_product
+            inner_products linear matmul mm mul multiply mv outer scaled_scores tensordot
         """,
         Role.DIVIDE: "div divide true_divide truediv",
         Role.SUBTRACT: "sub subtract rsub",
