@@ -15,11 +15,13 @@ from google.protobuf.message import Message
 from interpret_api.v1 import interpret_service_pb2 as interpret
 from interpret_api.v1 import model_service_pb2 as models_api
 from interpret_api.v1 import plugin_service_pb2 as plugins_api
+from interpret_pictures.options import Choice
 
 from . import _codec as codec
 from . import _parse as parse
 from ._chunks import CHUNK_BYTES
 from ._content import Content
+from ._rendering import encode_rendering, read_rendering
 from ._requests import Call
 from .errors import InvalidRequest
 from .results import Array, Event, Gradient, ModelInfo, PluginInfo, Predictions, Result
@@ -216,7 +218,7 @@ def _run_request(
     seed: int | Sequence[int] | None,
     tensors: Mapping[str, Any] | None,
     models: Mapping[str, str] | None,
-    render: bool,
+    render: Choice,
     half: bool,
     priority: str | None,
     *,
@@ -224,7 +226,9 @@ def _run_request(
 ) -> tuple[interpret.RunRequest, Content]:
     tensors = tensors or {}
     fields = {f"tensors.{name}": tensor for name, tensor in tensors.items()}
-    content = Content(inputs, fields, any_size=inputs is None, copied=copied)
+    rendering = read_rendering(render)
+    pictures = 0 if rendering is None else len(rendering.styles)
+    content = Content(inputs, fields, any_size=inputs is None, copied=copied, pictures=pictures)
     request = interpret.RunRequest(
         model=model,
         plugin=plugin,
@@ -234,7 +238,8 @@ def _run_request(
         seeds=codec.encode_seeds(seed),
         tensors={name: content.tensor(f"tensors.{name}") for name in tensors},
         models=codec.encode_models(models),
-        render=render,
+        render=rendering is not None,
+        rendering=encode_rendering(rendering),
         half_precision=half,
         priority=codec.encode_priority(priority),
     )
@@ -251,7 +256,7 @@ def run(
     seed: int | Sequence[int] | None = None,
     tensors: Mapping[str, Any] | None = None,
     models: Mapping[str, str] | None = None,
-    render: bool = False,
+    render: Choice = False,
     half: bool = False,
     priority: str | None = None,
     timeout: float | None = None,
@@ -270,7 +275,9 @@ def run(
         seed: one for all rows (row i gets seed + i) or one per row; None lets the server draw.
         tensors: auxiliary tensors that the plugin declares, by name, one row per input row.
         models: second models that the plugin declares: role -> name of a loaded model.
-        render: also draw the result as PNG.
+        render: also draw the result as PNG: True, a style (`heatmap`, `signed`, `overlay`,
+            `top_k`, `object_mask`), several, or a mapping of options such as `{"style": "overlay",
+            "alpha": 0.6}`; `interpret_client.pictures.Rendering` tells them all.
         half: fetch floating-point tensors as float16.
         priority: `low` for batch work, `normal` or `high`: whose work goes first where calls wait.
         timeout: seconds; None for the client's own.
@@ -297,7 +304,7 @@ def stream(
     seed: int | Sequence[int] | None = None,
     tensors: Mapping[str, Any] | None = None,
     models: Mapping[str, str] | None = None,
-    render: bool = False,
+    render: Choice = False,
     half: bool = False,
     previews: bool = True,
     priority: str | None = None,

@@ -20,6 +20,7 @@ ImageFile = str | PathLike[str] | bytes
 Inputs = Array | dict[str, Array] | list[bytes] | None
 
 IMAGE_BYTES = 1 << 20
+PICTURE_BYTES = 1 << 17
 
 _PRIORITIES: Mapping[str, types.Priority] = {
     "low": types.PRIORITY_LOW,
@@ -143,10 +144,16 @@ def encode_inputs(inputs: Inputs, parts: Parts | None = None) -> types.Inputs | 
     return types.Inputs(tensor=encode_tensor(inputs, "inputs", parts))
 
 
-def expected_bytes(inputs: Inputs, tensors: Iterable[Array]) -> int:
+def expected_bytes(inputs: Inputs, tensors: Iterable[Array], pictures: int = 0) -> int:
     """About as many bytes as the request, or a result like its inputs, will have.
 
-    Results hold four bytes and more per element, and a decoded image about a MiB.
+    Results hold four bytes and more per element, and a decoded image about a MiB. A picture has
+    about a byte per element.
+
+    Args:
+        inputs: of the request.
+        tensors: the other arrays.
+        pictures: how many are drawn of every row.
     """
     arrays = list(tensors)
     if isinstance(inputs, dict):
@@ -154,8 +161,8 @@ def expected_bytes(inputs: Inputs, tensors: Iterable[Array]) -> int:
     elif isinstance(inputs, np.ndarray):
         arrays.append(inputs)
     images = inputs if isinstance(inputs, list) else []
-    return sum(max(array.nbytes, 4 * array.size) for array in arrays) + sum(
-        max(len(image), IMAGE_BYTES) for image in images
+    return sum(max(array.nbytes, 4 * array.size) + pictures * array.size for array in arrays) + sum(
+        max(len(image), IMAGE_BYTES) + pictures * PICTURE_BYTES for image in images
     )
 
 

@@ -32,6 +32,7 @@ class Content:
         tensors: the other arrays, by the name of their field.
         any_size: the answer may be large even where the request is small.
         copied: the caller may change the arrays while they are being sent.
+        pictures: how many are drawn of every row.
     """
 
     def __init__(
@@ -41,10 +42,11 @@ class Content:
         *,
         any_size: bool = False,
         copied: bool = False,
+        pictures: int = 0,
     ) -> None:
         self._inputs = codec.read_inputs(inputs)
         self._tensors = {field: codec.to_array(value, field) for field, value in tensors.items()}
-        expected = codec.expected_bytes(self._inputs, self._tensors.values())
+        expected = codec.expected_bytes(self._inputs, self._tensors.values(), pictures)
         self.parts = Parts(copied=copied) if any_size or expected > LARGE_BYTES else None
 
     def inputs(self) -> types.Inputs | None:

@@ -4,14 +4,19 @@ import io
 import json
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from interpret_pictures.options import Choice
 
 Array = NDArray[Any]
 Target = int | Mapping[str, Any]
@@ -328,8 +333,42 @@ class Result:
         )
         return summary
 
+    def picture(
+        self,
+        style: "Choice" = True,
+        *,
+        row: int = 0,
+        inputs: Any = None,
+        layout: str | None = None,
+        bounds: tuple[float, float] | None = None,
+        name: str = "attributions",
+        names: Sequence[str] = (),
+    ) -> "Image":
+        """Draw one row's attribution here, as the server would: a Pillow image.
+
+        A warning is issued where the style asks for something that is not there.
+
+        Args:
+            style: one style, or options with one, as `render` of `run`; the mask of `object_mask`.
+            row: which.
+            inputs: all rows as they were given to `run`, for overlays and masks.
+            layout: of a row: `CHW`, `HWC`, `CL`, `tokens` or `other`, as `ModelInput` tells it;
+                None to tell it by the shape.
+            bounds: of the inputs, as `ModelInfo` tells them; None for the row's own smallest and
+                largest value.
+            name: of the tensor.
+            names: of the row's tokens or features.
+
+        Raises:
+            InvalidRequest: an option is wrong.
+        """
+        from ._rendering import draw_row
+
+        return draw_row(self.tensors[name], style, row, inputs, layout, bounds, names)
+
     def save(self, directory: str | PathLike[str], *, overwrite: bool = False) -> tuple[Path, ...]:
-        """Write `tensors.npz`, `result.json` and one PNG per picture (`attributions-0.png`, ...).
+        """Write `tensors.npz`, `result.json` and one PNG per picture (`attributions-0.png`,
+        `attributions.overlay-0.png`, ...).
 
         Args:
             directory: made where it does not exist.

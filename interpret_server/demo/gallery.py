@@ -54,10 +54,11 @@ class Section:
     @classmethod
     def originals(cls, images: NDArray[np.float32], captions: Sequence[str]) -> "Section":
         """The inputs as they are."""
-        from interpret_server.rendering import image_png
+        from interpret_pictures.canvas import png
+        from interpret_pictures.images import image as drawn
 
         cells = [
-            Cell(image_png(image, (0.0, 1.0), "CHW"), caption)
+            Cell(png(drawn(image, (0.0, 1.0))), caption)
             for image, caption in zip(images, captions, strict=True)
         ]
         return cls("originals", "Held-out digits; no network has seen them.", {"inputs": cells})

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from interpret_pictures.options import Rendering
+
 from ..models.manifest import Manifest
 
 ITEM_SIZES: Mapping[str, int] = {
@@ -71,7 +73,7 @@ class Call:
         seeds: none (drawn by the engine and reported), one (row i gets seed + i), or one per row.
         tensors: auxiliary tensors by name, one row per input row.
         models: role -> name of a loaded model, for the second models that the plugin declares.
-        render: also draw the result as PNG.
+        render: how to draw the result as PNG; None for not at all.
         half: send floating-point result tensors as float16.
         previews: send previews.
         progress: send progress; without it a step wakes nobody.
@@ -88,7 +90,7 @@ class Call:
     seeds: tuple[int, ...] = ()
     tensors: Mapping[str, Array] = field(default_factory=dict)
     models: Mapping[str, str] = field(default_factory=dict)
-    render: bool = False
+    render: Rendering | None = None
     half: bool = False
     previews: bool = False
     progress: bool = True

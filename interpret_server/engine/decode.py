@@ -11,6 +11,7 @@ from ..models.classifier import Classifier
 from ..plugin import Batch, Inputs, Rows
 from ..registry import AnyPlugin, Registration
 from .api import Array, Call
+from .drawing import check_rendering
 from .inputs import check_finite, decode_inputs, limit_rows, numbers
 from .methods import Methods, Plugins
 from .parameters import check_capabilities, decode_params
@@ -56,6 +57,7 @@ def decode(
     _check_rows(plugin, row, inputs, models)
     tensors = _decode_tensors(call, plugin, classifier, row)
     rows = _count_rows(call, inputs, tensors)
+    check_rendering(call, rows)
     smallest = min((served, *models.values()), key=lambda item: item.max_batch)
     if plugin.rows is Rows.GROUP and rows > smallest.max_batch:
         raise InvalidRequest.field(

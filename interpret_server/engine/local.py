@@ -24,6 +24,7 @@ from .allocator import collect
 from .api import Call, Event, ModelInfo, PluginInfo, Preview, Progress, Result
 from .decode import decode, decoded_bytes
 from .describe import describe_classifier, describe_plugin, describe_roles
+from .drawing import draw_preview
 from .execution import execute
 from .failure import bare, internal_error
 from .group import Pulse
@@ -36,7 +37,7 @@ from .primitives import primitives
 from .release import release
 from .request import Request, Served
 from .resting import Resting
-from .results import assemble, draw_preview
+from .results import assemble
 from .roles import check_roles, check_second
 from .schedule import MAX_QUEUE_BYTES, Scheduler
 from .sizes import MAX_STEP_SECONDS
@@ -248,13 +249,15 @@ class LocalWorker:
 
     async def _draw(self, request: Request, preview: Preview) -> Preview:
         return await self._off_loop(
-            request.call.render, lambda: draw_preview(request, preview), "a preview"
+            request.call.render is not None,
+            lambda: draw_preview(request, preview),
+            "a preview",
         )
 
     async def _assemble(self, request: Request, outcome: Outcome) -> Result:
         size = sum(value.nbytes for value in outcome.tensors.values())
         return await self._off_loop(
-            request.call.render or size > INLINE_BYTES,
+            request.call.render is not None or size > INLINE_BYTES,
             lambda: assemble(request, outcome),
             f"the result of {request.plugin.name}",
         )

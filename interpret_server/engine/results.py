@@ -2,22 +2,19 @@
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
-from .. import __version__, rendering
+from .. import __version__
 from ..plugin import Role, fields_like_input, role_of
 from ..registry import AnyPlugin
-from .api import Array, Prediction, Preview, Provenance, Result, SecondModel
+from .api import Prediction, Provenance, Result, SecondModel
 from .arrays import to_array
+from .drawing import draw
 from .member import Outcome
 from .request import Request
 from .targets import report_targets
 
 _TOP = 5
-
-Pictures = dict[str, tuple[bytes, ...]]
 
 
 def assemble(request: Request, outcome: Outcome) -> Result:
@@ -25,11 +22,9 @@ def assemble(request: Request, outcome: Outcome) -> Result:
     by_role: dict[Role, dict[str, Tensor]] = {role: {} for role in Role}
     for name, value in outcome.tensors.items():
         by_role[_role(request.plugin, name)][name] = value
-    whole = by_role[Role.TENSOR] | by_role[Role.GROUP]
-    tensors = {
-        name: to_array(value, half=request.call.half)
-        for name, value in _split(request, whole).items()
-    }
+    parts = _split(request, by_role[Role.TENSOR] | by_role[Role.GROUP])
+    tensors = {name: to_array(value, half=request.call.half) for name, value in parts.items()}
+    pictures, remarks = draw(request, parts)
     labels = request.served.info.labels
     return Result(
         tensors=tensors,
@@ -39,8 +34,8 @@ def assemble(request: Request, outcome: Outcome) -> Result:
         },
         before=_predictions(by_role[Role.LOGITS_BEFORE], labels),
         after=_predictions(by_role[Role.LOGITS_AFTER], labels),
-        warnings=outcome.warnings,
-        pictures=_draw(request, by_role[Role.TENSOR]) if request.call.render else {},
+        warnings=outcome.warnings + remarks,
+        pictures=pictures,
         provenance=_provenance(request, outcome),
     )
 
@@ -65,20 +60,6 @@ def _split(request: Request, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]
         for part, piece in parts.items():
             whole[name if len(parts) == 1 else f"{name}.{part}"] = piece
     return whole
-
-
-def draw_preview(request: Request, preview: Preview) -> Preview:
-    """The preview with pictures of its image-shaped tensors, where the call asked for them."""
-    if not request.call.render:
-        return preview
-    info = request.served.info
-    arrays = {name: _floats(item) for name, item in preview.tensors.items()}
-    accepts = request.served.classifier.accepts
-    images = {name: item for name, item in arrays.items() if accepts(item.shape[1:])}
-    pictures = rendering.draw_all(
-        request.plugin.kind.value, images, layout=info.input_layout, bounds=info.bounds
-    )
-    return Preview(preview.done, preview.total, preview.tensors, pictures)
 
 
 def _role(plugin: AnyPlugin, name: str) -> Role:
@@ -108,31 +89,6 @@ def _predictions(logits: Mapping[str, Tensor], labels: Sequence[str]) -> tuple[P
             strict=True,
         )
     )
-
-
-def _draw(request: Request, tensors: Mapping[str, Tensor]) -> Pictures:
-    info, batch = request.served.info, request.batch
-    encoded = request.served.classifier.encoded
-    inputs = batch.inputs.float().cpu().numpy() if batch.has_inputs and not encoded else None
-    arrays = {
-        name: value.float().numpy()
-        for name, value in tensors.items()
-        if value.is_floating_point() and value.dim() > 1
-    }
-    return rendering.pictures(
-        request.plugin.kind.value,
-        arrays,
-        inputs=inputs,
-        layout=info.input_layout,
-        bounds=info.bounds,
-    )
-
-
-def _floats(array: Array) -> NDArray[np.float32]:
-    from .arrays import to_tensor
-
-    values: NDArray[np.float32] = to_tensor(array, "preview").float().numpy()
-    return values
 
 
 def _provenance(request: Request, outcome: Outcome) -> Provenance:

@@ -11,6 +11,7 @@ from interpret_api.v1 import types_pb2 as types
 from ..engine import api
 from ..errors import InvalidRequest
 from .parts import Incoming, Outgoing
+from .rendering import to_rendering
 
 MODEL_NAME = re.compile(r"(?!\.+\Z)[A-Za-z0-9._-]{1,128}")
 NO_DEADLINE = 1e8  # seconds; gRPC reports a far deadline where the caller set none
@@ -237,7 +238,7 @@ def to_call(
             role: required(name, f"models.{role}", "a loaded model; ListModels lists them")
             for role, name in request.models.items()
         },
-        render=request.render,
+        render=to_rendering(request),
         half=request.half_precision,
         previews=previews,
         timeout=timeout,

@@ -19,6 +19,7 @@ from engine_fakes import (
     until,
 )
 
+from interpret_pictures.options import Rendering
 from interpret_server.engine.api import Preview, Progress, Result
 from interpret_server.engine.mailbox import Mailbox
 from interpret_server.errors import InvalidRequest
@@ -92,7 +93,7 @@ async def test_previews_go_to_those_who_asked_and_hold_their_own_rows():
 
 async def test_previews_are_drawn_where_the_call_asked_for_pictures():
     async with serving(Walk()) as worker:
-        seen = await events(worker, walking(1, 0.1, 0.2, previews=True, render=True))
+        seen = await events(worker, walking(1, 0.1, 0.2, previews=True, render=Rendering()))
     preview = next(item for item in seen if isinstance(item, Preview))
     assert [png[:4] for png in preview.pictures["images"]] == [b"\x89PNG"] * 2
 

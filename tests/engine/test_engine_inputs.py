@@ -8,6 +8,7 @@ import torch
 from engine_fakes import Walk, array, calling, events, result, serving, tensor, to_class
 from torch import Tensor, nn
 
+from interpret_pictures.options import Rendering
 from interpret_plugins.attribution.saliency import Saliency
 from interpret_server.engine.api import Array, Preview
 from interpret_server.errors import InvalidRequest
@@ -153,7 +154,7 @@ async def test_previews_of_any_size_are_drawn(tmp_path):
     async with serving(Walk()) as worker:
         await worker.load("photo", save(Photo(), tmp_path), manifest)
         sent = array(torch.rand(1, 1, 9, 11))
-        call = calling("walk", sent, model="photo", render=True, previews=True)
+        call = calling("walk", sent, model="photo", render=Rendering(), previews=True)
         shown = [event for event in await events(worker, call) if isinstance(event, Preview)]
     assert shown
     assert all(event.pictures["images"] for event in shown)

@@ -24,6 +24,7 @@ from engine_fakes import (
 from PIL import Image
 from torch import Tensor, nn
 
+from interpret_pictures.options import Rendering
 from interpret_server import __version__
 from interpret_server.engine.api import LayerInfo
 from interpret_server.errors import InvalidRequest, MissingCapability
@@ -115,7 +116,9 @@ async def test_half_precision_touches_floating_point_tensors_only():
 
 async def test_attacks_are_drawn_with_their_perturbation():
     async with serving(Shift(), model=pictures_model()) as worker:
-        item = await result(worker, calling("shift", array(torch.rand(2, 3, 8, 8)), render=True))
+        item = await result(
+            worker, calling("shift", array(torch.rand(2, 3, 8, 8)), render=Rendering())
+        )
     assert {name: len(found) for name, found in item.pictures.items()} == {
         "adversarial": 2,
         "perturbation": 2,
@@ -127,7 +130,7 @@ async def test_attributions_are_drawn_only_if_asked_for():
     inputs = array(torch.rand(1, 3, 8, 8))
     async with serving(Heat(), model=pictures_model()) as worker:
         plain = await result(worker, calling("heat", inputs))
-        drawn = await result(worker, calling("heat", inputs, render=True))
+        drawn = await result(worker, calling("heat", inputs, render=Rendering()))
     assert plain.pictures == {}
     assert size(drawn.pictures["attributions"][0]) == (256, 256)
 

@@ -14,6 +14,7 @@ from interpret_api.v1 import types_pb2 as types
 from interpret_api.v1.interpret_service_pb2_grpc import InterpretServiceStub
 from interpret_api.v1.model_service_pb2_grpc import ModelServiceStub
 from interpret_api.v1.plugin_service_pb2_grpc import PluginServiceStub
+from interpret_pictures.options import Rendering
 from interpret_server.engine import api
 
 DATA = struct.pack("<4f", 0.1, 0.2, 0.3, 0.4)
@@ -61,7 +62,7 @@ def test_run_hands_every_field_to_the_worker(channel: grpc.Channel, worker: Fake
             ),
             seeds=(2**64 - 1, 0),
             tensors={"mask": ARRAY},
-            render=True,
+            render=Rendering(),
             half=True,
             progress=False,
             client="team a",

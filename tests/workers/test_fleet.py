@@ -91,7 +91,7 @@ async def test_answers_are_those_of_a_worker_in_this_process(
     local = LocalWorker(Registry.installed(), device="cpu")
     await local.load("net", folder / "one.pt", MANIFEST)
     more = {"tensors": {"grad_outputs": rows(1.0, -2.0, size=3)}} if plugin == "_gradient" else {}
-    call = calling("net", plugin, rows(0.3, -0.7), seeds=(7,), render=False, **more)
+    call = calling("net", plugin, rows(0.3, -0.7), seeds=(7,), **more)
     theirs, ours = await result(fleet, call), None
     async for event in local.run(call):
         ours = event

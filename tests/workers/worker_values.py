@@ -3,6 +3,7 @@
 import math
 import random
 
+from interpret_pictures.options import Rendering
 from interpret_server.engine.api import (
     Array,
     AuxInfo,
@@ -43,7 +44,7 @@ CALL = Call(
     seeds=(0, 2**64 - 1),
     tensors={"upper": array((2, 3)), "lower": array((2, 3)), "empty": Array("bool", (0, 3), b"")},
     models={"judge": "net@1", "": "käse"},
-    render=True,
+    render=Rendering(styles=("overlay", "top_k"), alpha=0.25, smoothing=0, colors="viridis"),
     half=True,
     previews=True,
     progress=False,

@@ -6,6 +6,9 @@ and sizes or raises `ProtocolError`.
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, fields
+
+from interpret_pictures.options import Rendering
 
 from ... import errors
 from ...errors import InterpretError, InvalidRequest, Violation
@@ -87,7 +90,7 @@ def encode_call(call: Call, put: Put) -> pb.Call:
             seeds=call.seeds,
             tensors=encode_arrays(call.tensors, put),
             models=dict(call.models),
-            render=call.render,
+            render=None if call.render is None else pb.Rendering(**asdict(call.render)),
             half=call.half,
             previews=call.previews,
             timeout=call.timeout,
@@ -136,7 +139,7 @@ def decode_call(message: pb.Call, get: Get) -> Call:
         seeds=tuple(message.seeds),
         tensors=decode_arrays(message.tensors, get),
         models=dict(message.models),
-        render=message.render,
+        render=_decode_rendering(message),
         half=message.half,
         previews=message.previews,
         timeout=message.timeout if message.HasField("timeout") else None,
@@ -144,6 +147,16 @@ def decode_call(message: pb.Call, get: Get) -> Call:
         priority=message.priority,
         progress=message.progress,
     )
+
+
+def _decode_rendering(message: pb.Call) -> Rendering | None:
+    if not message.HasField("render"):
+        return None
+    values = {item.name: getattr(message.render, item.name) for item in fields(Rendering)}
+    try:
+        return Rendering(**values)
+    except ValueError as error:
+        raise ProtocolError(f"the call's rendering: {error}") from None
 
 
 def encode_event(event: Event, put: Put) -> pb.Event:

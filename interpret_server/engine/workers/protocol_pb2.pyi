@@ -74,6 +74,30 @@ class Target(_message.Message):
     direction: Array
     def __init__(self, kind: _Optional[str] = ..., index: _Optional[_Iterable[int]] = ..., layer: _Optional[str] = ..., direction: _Optional[_Union[Array, _Mapping]] = ...) -> None: ...
 
+class Rendering(_message.Message):
+    __slots__ = ("styles", "percentile", "alpha", "top", "channels", "colors", "backdrop", "foreground", "background", "smoothing")
+    STYLES_FIELD_NUMBER: _ClassVar[int]
+    PERCENTILE_FIELD_NUMBER: _ClassVar[int]
+    ALPHA_FIELD_NUMBER: _ClassVar[int]
+    TOP_FIELD_NUMBER: _ClassVar[int]
+    CHANNELS_FIELD_NUMBER: _ClassVar[int]
+    COLORS_FIELD_NUMBER: _ClassVar[int]
+    BACKDROP_FIELD_NUMBER: _ClassVar[int]
+    FOREGROUND_FIELD_NUMBER: _ClassVar[int]
+    BACKGROUND_FIELD_NUMBER: _ClassVar[int]
+    SMOOTHING_FIELD_NUMBER: _ClassVar[int]
+    styles: _containers.RepeatedScalarFieldContainer[str]
+    percentile: float
+    alpha: float
+    top: float
+    channels: str
+    colors: str
+    backdrop: str
+    foreground: float
+    background: float
+    smoothing: float
+    def __init__(self, styles: _Optional[_Iterable[str]] = ..., percentile: _Optional[float] = ..., alpha: _Optional[float] = ..., top: _Optional[float] = ..., channels: _Optional[str] = ..., colors: _Optional[str] = ..., backdrop: _Optional[str] = ..., foreground: _Optional[float] = ..., background: _Optional[float] = ..., smoothing: _Optional[float] = ...) -> None: ...
+
 class Call(_message.Message):
     __slots__ = ("model", "plugin", "params", "array", "images", "named", "targets", "seeds", "tensors", "render", "half", "previews", "timeout", "client", "priority", "progress", "models")
     class ModelsEntry(_message.Message):
@@ -109,7 +133,7 @@ class Call(_message.Message):
     targets: _containers.RepeatedCompositeFieldContainer[Target]
     seeds: _containers.RepeatedScalarFieldContainer[int]
     tensors: _containers.RepeatedCompositeFieldContainer[NamedArray]
-    render: bool
+    render: Rendering
     half: bool
     previews: bool
     timeout: float
@@ -117,7 +141,7 @@ class Call(_message.Message):
     priority: int
     progress: bool
     models: _containers.ScalarMap[str, str]
-    def __init__(self, model: _Optional[str] = ..., plugin: _Optional[str] = ..., params: _Optional[str] = ..., array: _Optional[_Union[Array, _Mapping]] = ..., images: _Optional[_Union[Files, _Mapping]] = ..., named: _Optional[_Union[NamedArrays, _Mapping]] = ..., targets: _Optional[_Iterable[_Union[Target, _Mapping]]] = ..., seeds: _Optional[_Iterable[int]] = ..., tensors: _Optional[_Iterable[_Union[NamedArray, _Mapping]]] = ..., render: bool = ..., half: bool = ..., previews: bool = ..., timeout: _Optional[float] = ..., client: _Optional[str] = ..., priority: _Optional[int] = ..., progress: bool = ..., models: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    def __init__(self, model: _Optional[str] = ..., plugin: _Optional[str] = ..., params: _Optional[str] = ..., array: _Optional[_Union[Array, _Mapping]] = ..., images: _Optional[_Union[Files, _Mapping]] = ..., named: _Optional[_Union[NamedArrays, _Mapping]] = ..., targets: _Optional[_Iterable[_Union[Target, _Mapping]]] = ..., seeds: _Optional[_Iterable[int]] = ..., tensors: _Optional[_Iterable[_Union[NamedArray, _Mapping]]] = ..., render: _Optional[_Union[Rendering, _Mapping]] = ..., half: bool = ..., previews: bool = ..., timeout: _Optional[float] = ..., client: _Optional[str] = ..., priority: _Optional[int] = ..., progress: bool = ..., models: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class Progress(_message.Message):
     __slots__ = ("done", "total")

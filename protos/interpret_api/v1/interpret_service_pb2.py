@@ -22,10 +22,11 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from interpret_api.v1 import rendering_pb2 as interpret__api_dot_v1_dot_rendering__pb2
 from interpret_api.v1 import types_pb2 as interpret__api_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(interpret_api/v1/interpret_service.proto\x12\x10interpret_api.v1\x1a\x1cinterpret_api/v1/types.proto\"\xe9\x03\n\nRunRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06plugin\x18\x02 \x01(\t\x12(\n\x06inputs\x18\x03 \x01(\x0b\x32\x18.interpret_api.v1.Inputs\x12)\n\x07targets\x18\x04 \x03(\x0b\x32\x18.interpret_api.v1.Target\x12\x13\n\x0bparams_json\x18\x05 \x01(\t\x12\r\n\x05seeds\x18\x06 \x03(\x04\x12:\n\x07tensors\x18\x07 \x03(\x0b\x32).interpret_api.v1.RunRequest.TensorsEntry\x12\x0e\n\x06render\x18\x08 \x01(\x08\x12\x16\n\x0ehalf_precision\x18\t \x01(\x08\x12,\n\x08priority\x18\n \x01(\x0e\x32\x1a.interpret_api.v1.Priority\x12\x38\n\x06models\x18\x0c \x03(\x0b\x32(.interpret_api.v1.RunRequest.ModelsEntry\x1aH\n\x0cTensorsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\'\n\x05value\x18\x02 \x01(\x0b\x32\x18.interpret_api.v1.Tensor:\x02\x38\x01\x1a-\n\x0bModelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"7\n\x0bRunResponse\x12(\n\x06result\x18\x01 \x01(\x0b\x32\x18.interpret_api.v1.Result\"S\n\x10RunStreamRequest\x12-\n\x07request\x18\x01 \x01(\x0b\x32\x1c.interpret_api.v1.RunRequest\x12\x10\n\x08previews\x18\x02 \x01(\x08\"\xa6\x01\n\x11RunStreamResponse\x12.\n\x08progress\x18\x01 \x01(\x0b\x32\x1a.interpret_api.v1.ProgressH\x00\x12,\n\x07preview\x18\x02 \x01(\x0b\x32\x19.interpret_api.v1.PreviewH\x00\x12*\n\x06result\x18\x03 \x01(\x0b\x32\x18.interpret_api.v1.ResultH\x00\x42\x07\n\x05\x65vent\"\'\n\x08Progress\x12\x0c\n\x04\x64one\x18\x01 \x01(\x03\x12\r\n\x05total\x18\x02 \x01(\x03\"\xb1\x02\n\x07Preview\x12\x0c\n\x04\x64one\x18\x01 \x01(\x03\x12\r\n\x05total\x18\x02 \x01(\x03\x12\x37\n\x07tensors\x18\x03 \x03(\x0b\x32&.interpret_api.v1.Preview.TensorsEntry\x12\x39\n\x08pictures\x18\x04 \x03(\x0b\x32\'.interpret_api.v1.Preview.PicturesEntry\x1aH\n\x0cTensorsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\'\n\x05value\x18\x02 \x01(\x0b\x32\x18.interpret_api.v1.Tensor:\x02\x38\x01\x1aK\n\rPicturesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12)\n\x05value\x18\x02 \x01(\x0b\x32\x1a.interpret_api.v1.Pictures:\x02\x38\x01\"&\n\x08Pictures\x12\x0b\n\x03png\x18\x01 \x03(\x0c\x12\r\n\x05parts\x18\x02 \x03(\r\"\x18\n\x06Metric\x12\x0e\n\x06values\x18\x01 \x03(\x01\"\xe8\x04\n\x06Result\x12\x36\n\x07tensors\x18\x01 \x03(\x0b\x32%.interpret_api.v1.Result.TensorsEntry\x12\x36\n\x07metrics\x18\x02 \x03(\x0b\x32%.interpret_api.v1.Result.MetricsEntry\x12\x38\n\x12predictions_before\x18\x03 \x03(\x0b\x32\x1c.interpret_api.v1.Prediction\x12\x37\n\x11predictions_after\x18\x04 \x03(\x0b\x32\x1c.interpret_api.v1.Prediction\x12.\n\x08warnings\x18\x05 \x03(\x0b\x32\x1c.interpret_api.v1.RowWarning\x12\x38\n\x08pictures\x18\x06 \x03(\x0b\x32&.interpret_api.v1.Result.PicturesEntry\x12\x30\n\nprovenance\x18\x07 \x01(\x0b\x32\x1c.interpret_api.v1.Provenance\x1aH\n\x0cTensorsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\'\n\x05value\x18\x02 \x01(\x0b\x32\x18.interpret_api.v1.Tensor:\x02\x38\x01\x1aH\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\'\n\x05value\x18\x02 \x01(\x0b\x32\x18.interpret_api.v1.Metric:\x02\x38\x01\x1aK\n\rPicturesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12)\n\x05value\x18\x02 \x01(\x0b\x32\x1a.interpret_api.v1.Pictures:\x02\x38\x01\"W\n\x0bSecondModel\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x14\n\x0cmodel_sha256\x18\x03 \x01(\t\x12\x15\n\rmodel_version\x18\x04 \x01(\t\"\xe9\x02\n\nProvenance\x12\r\n\x05model\x18\x01 \x01(\t\x12\x14\n\x0cmodel_sha256\x18\x02 \x01(\t\x12\x15\n\rmodel_version\x18\x03 \x01(\t\x12\x0e\n\x06plugin\x18\x04 \x01(\t\x12\x16\n\x0eplugin_version\x18\x05 \x01(\t\x12\x16\n\x0eserver_version\x18\x06 \x01(\t\x12\x13\n\x0bparams_json\x18\x07 \x01(\t\x12)\n\x07targets\x18\x08 \x03(\x0b\x32\x18.interpret_api.v1.Target\x12\r\n\x05seeds\x18\t \x03(\x04\x12\x0e\n\x06\x64\x65vice\x18\n \x01(\t\x12\x11\n\tprecision\x18\x0b \x01(\t\x12\x15\n\rqueue_seconds\x18\x0c \x01(\x01\x12\x13\n\x0brun_seconds\x18\r \x01(\x01\x12\x12\n\nbatch_rows\x18\x0e \x01(\x03\x12-\n\x06models\x18\x0f \x03(\x0b\x32\x1d.interpret_api.v1.SecondModel2\xae\x01\n\x10InterpretService\x12\x42\n\x03Run\x12\x1c.interpret_api.v1.RunRequest\x1a\x1d.interpret_api.v1.RunResponse\x12V\n\tRunStream\x12\".interpret_api.v1.RunStreamRequest\x1a#.interpret_api.v1.RunStreamResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(interpret_api/v1/interpret_service.proto\x12\x10interpret_api.v1\x1a interpret_api/v1/rendering.proto\x1a\x1cinterpret_api/v1/types.proto\"\x99\x04\n\nRunRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06plugin\x18\x02 \x01(\t\x12(\n\x06inputs\x18\x03 \x01(\x0b\x32\x18.interpret_api.v1.Inputs\x12)\n\x07targets\x18\x04 \x03(\x0b\x32\x18.interpret_api.v1.Target\x12\x13\n\x0bparams_json\x18\x05 \x01(\t\x12\r\n\x05seeds\x18\x06 \x03(\x04\x12:\n\x07tensors\x18\x07 \x03(\x0b\x32).interpret_api.v1.RunRequest.TensorsEntry\x12\x0e\n\x06render\x18\x08 \x01(\x08\x12\x16\n\x0ehalf_precision\x18\t \x01(\x08\x12,\n\x08priority\x18\n \x01(\x0e\x32\x1a.interpret_api.v1.Priority\x12\x38\n\x06models\x18\x0c \x03(\x0b\x32(.interpret_api.v1.RunRequest.ModelsEntry\x12.\n\trendering\x18\x0b \x01(\x0b\x32\x1b.interpret_api.v1.Rendering\x1aH\n\x0cTensorsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\'\n\x05value\x18\x02 \x01(\x0b\x32\x18.interpret_api.v1.Tensor:\x02\x38\x01\x1a-\n\x0bModelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"7\n\x0bRunResponse\x12(\n\x06result\x18\x01 \x01(\x0b\x32\x18.interpret_api.v1.Result\"S\n\x10RunStreamRequest\x12-\n\x07request\x18\x01 \x01(\x0b\x32\x1c.interpret_api.v1.RunRequest\x12\x10\n\x08previews\x18\x02 \x01(\x08\"\xa6\x01\n\x11RunStreamResponse\x12.\n\x08progress\x18\x01 \x01(\x0b\x32\x1a.interpret_api.v1.ProgressH\x00\x12,\n\x07preview\x18\x02 \x01(\x0b\x32\x19.interpret_api.v1.PreviewH\x00\x12*\n\x06result\x18\x03 \x01(\x0b\x32\x18.interpret_api.v1.ResultH\x00\x42\x07\n\x05\x65vent\"\'\n\x08Progress\x12\x0c\n\x04\x64one\x18\x01 \x01(\x03\x12\r\n\x05total\x18\x02 \x01(\x03\"\xb1\x02\n\x07Preview\x12\x0c\n\x04\x64one\x18\x01 \x01(\x03\x12\r\n\x05total\x18\x02 \x01(\x03\x12\x37\n\x07tensors\x18\x03 \x03(\x0b\x32&.interpret_api.v1.Preview.TensorsEntry\x12\x39\n\x08pictures\x18\x04 \x03(\x0b\x32\'.interpret_api.v1.Preview.PicturesEntry\x1aH\n\x0cTensorsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\'\n\x05value\x18\x02 \x01(\x0b\x32\x18.interpret_api.v1.Tensor:\x02\x38\x01\x1aK\n\rPicturesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12)\n\x05value\x18\x02 \x01(\x0b\x32\x1a.interpret_api.v1.Pictures:\x02\x38\x01\"&\n\x08Pictures\x12\x0b\n\x03png\x18\x01 \x03(\x0c\x12\r\n\x05parts\x18\x02 \x03(\r\"\x18\n\x06Metric\x12\x0e\n\x06values\x18\x01 \x03(\x01\"\xe8\x04\n\x06Result\x12\x36\n\x07tensors\x18\x01 \x03(\x0b\x32%.interpret_api.v1.Result.TensorsEntry\x12\x36\n\x07metrics\x18\x02 \x03(\x0b\x32%.interpret_api.v1.Result.MetricsEntry\x12\x38\n\x12predictions_before\x18\x03 \x03(\x0b\x32\x1c.interpret_api.v1.Prediction\x12\x37\n\x11predictions_after\x18\x04 \x03(\x0b\x32\x1c.interpret_api.v1.Prediction\x12.\n\x08warnings\x18\x05 \x03(\x0b\x32\x1c.interpret_api.v1.RowWarning\x12\x38\n\x08pictures\x18\x06 \x03(\x0b\x32&.interpret_api.v1.Result.PicturesEntry\x12\x30\n\nprovenance\x18\x07 \x01(\x0b\x32\x1c.interpret_api.v1.Provenance\x1aH\n\x0cTensorsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\'\n\x05value\x18\x02 \x01(\x0b\x32\x18.interpret_api.v1.Tensor:\x02\x38\x01\x1aH\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\'\n\x05value\x18\x02 \x01(\x0b\x32\x18.interpret_api.v1.Metric:\x02\x38\x01\x1aK\n\rPicturesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12)\n\x05value\x18\x02 \x01(\x0b\x32\x1a.interpret_api.v1.Pictures:\x02\x38\x01\"W\n\x0bSecondModel\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x14\n\x0cmodel_sha256\x18\x03 \x01(\t\x12\x15\n\rmodel_version\x18\x04 \x01(\t\"\xe9\x02\n\nProvenance\x12\r\n\x05model\x18\x01 \x01(\t\x12\x14\n\x0cmodel_sha256\x18\x02 \x01(\t\x12\x15\n\rmodel_version\x18\x03 \x01(\t\x12\x0e\n\x06plugin\x18\x04 \x01(\t\x12\x16\n\x0eplugin_version\x18\x05 \x01(\t\x12\x16\n\x0eserver_version\x18\x06 \x01(\t\x12\x13\n\x0bparams_json\x18\x07 \x01(\t\x12)\n\x07targets\x18\x08 \x03(\x0b\x32\x18.interpret_api.v1.Target\x12\r\n\x05seeds\x18\t \x03(\x04\x12\x0e\n\x06\x64\x65vice\x18\n \x01(\t\x12\x11\n\tprecision\x18\x0b \x01(\t\x12\x15\n\rqueue_seconds\x18\x0c \x01(\x01\x12\x13\n\x0brun_seconds\x18\r \x01(\x01\x12\x12\n\nbatch_rows\x18\x0e \x01(\x03\x12-\n\x06models\x18\x0f \x03(\x0b\x32\x1d.interpret_api.v1.SecondModel2\xae\x01\n\x10InterpretService\x12\x42\n\x03Run\x12\x1c.interpret_api.v1.RunRequest\x1a\x1d.interpret_api.v1.RunResponse\x12V\n\tRunStream\x12\".interpret_api.v1.RunStreamRequest\x1a#.interpret_api.v1.RunStreamResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -46,42 +47,42 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RESULT_METRICSENTRY']._serialized_options = b'8\001'
   _globals['_RESULT_PICTURESENTRY']._loaded_options = None
   _globals['_RESULT_PICTURESENTRY']._serialized_options = b'8\001'
-  _globals['_RUNREQUEST']._serialized_start=93
-  _globals['_RUNREQUEST']._serialized_end=582
-  _globals['_RUNREQUEST_TENSORSENTRY']._serialized_start=463
-  _globals['_RUNREQUEST_TENSORSENTRY']._serialized_end=535
-  _globals['_RUNREQUEST_MODELSENTRY']._serialized_start=537
-  _globals['_RUNREQUEST_MODELSENTRY']._serialized_end=582
-  _globals['_RUNRESPONSE']._serialized_start=584
-  _globals['_RUNRESPONSE']._serialized_end=639
-  _globals['_RUNSTREAMREQUEST']._serialized_start=641
-  _globals['_RUNSTREAMREQUEST']._serialized_end=724
-  _globals['_RUNSTREAMRESPONSE']._serialized_start=727
-  _globals['_RUNSTREAMRESPONSE']._serialized_end=893
-  _globals['_PROGRESS']._serialized_start=895
-  _globals['_PROGRESS']._serialized_end=934
-  _globals['_PREVIEW']._serialized_start=937
-  _globals['_PREVIEW']._serialized_end=1242
-  _globals['_PREVIEW_TENSORSENTRY']._serialized_start=463
-  _globals['_PREVIEW_TENSORSENTRY']._serialized_end=535
-  _globals['_PREVIEW_PICTURESENTRY']._serialized_start=1167
-  _globals['_PREVIEW_PICTURESENTRY']._serialized_end=1242
-  _globals['_PICTURES']._serialized_start=1244
-  _globals['_PICTURES']._serialized_end=1282
-  _globals['_METRIC']._serialized_start=1284
-  _globals['_METRIC']._serialized_end=1308
-  _globals['_RESULT']._serialized_start=1311
-  _globals['_RESULT']._serialized_end=1927
-  _globals['_RESULT_TENSORSENTRY']._serialized_start=463
-  _globals['_RESULT_TENSORSENTRY']._serialized_end=535
-  _globals['_RESULT_METRICSENTRY']._serialized_start=1778
-  _globals['_RESULT_METRICSENTRY']._serialized_end=1850
-  _globals['_RESULT_PICTURESENTRY']._serialized_start=1167
-  _globals['_RESULT_PICTURESENTRY']._serialized_end=1242
-  _globals['_SECONDMODEL']._serialized_start=1929
-  _globals['_SECONDMODEL']._serialized_end=2016
-  _globals['_PROVENANCE']._serialized_start=2019
-  _globals['_PROVENANCE']._serialized_end=2380
-  _globals['_INTERPRETSERVICE']._serialized_start=2383
-  _globals['_INTERPRETSERVICE']._serialized_end=2557
+  _globals['_RUNREQUEST']._serialized_start=127
+  _globals['_RUNREQUEST']._serialized_end=664
+  _globals['_RUNREQUEST_TENSORSENTRY']._serialized_start=545
+  _globals['_RUNREQUEST_TENSORSENTRY']._serialized_end=617
+  _globals['_RUNREQUEST_MODELSENTRY']._serialized_start=619
+  _globals['_RUNREQUEST_MODELSENTRY']._serialized_end=664
+  _globals['_RUNRESPONSE']._serialized_start=666
+  _globals['_RUNRESPONSE']._serialized_end=721
+  _globals['_RUNSTREAMREQUEST']._serialized_start=723
+  _globals['_RUNSTREAMREQUEST']._serialized_end=806
+  _globals['_RUNSTREAMRESPONSE']._serialized_start=809
+  _globals['_RUNSTREAMRESPONSE']._serialized_end=975
+  _globals['_PROGRESS']._serialized_start=977
+  _globals['_PROGRESS']._serialized_end=1016
+  _globals['_PREVIEW']._serialized_start=1019
+  _globals['_PREVIEW']._serialized_end=1324
+  _globals['_PREVIEW_TENSORSENTRY']._serialized_start=545
+  _globals['_PREVIEW_TENSORSENTRY']._serialized_end=617
+  _globals['_PREVIEW_PICTURESENTRY']._serialized_start=1249
+  _globals['_PREVIEW_PICTURESENTRY']._serialized_end=1324
+  _globals['_PICTURES']._serialized_start=1326
+  _globals['_PICTURES']._serialized_end=1364
+  _globals['_METRIC']._serialized_start=1366
+  _globals['_METRIC']._serialized_end=1390
+  _globals['_RESULT']._serialized_start=1393
+  _globals['_RESULT']._serialized_end=2009
+  _globals['_RESULT_TENSORSENTRY']._serialized_start=545
+  _globals['_RESULT_TENSORSENTRY']._serialized_end=617
+  _globals['_RESULT_METRICSENTRY']._serialized_start=1860
+  _globals['_RESULT_METRICSENTRY']._serialized_end=1932
+  _globals['_RESULT_PICTURESENTRY']._serialized_start=1249
+  _globals['_RESULT_PICTURESENTRY']._serialized_end=1324
+  _globals['_SECONDMODEL']._serialized_start=2011
+  _globals['_SECONDMODEL']._serialized_end=2098
+  _globals['_PROVENANCE']._serialized_start=2101
+  _globals['_PROVENANCE']._serialized_end=2462
+  _globals['_INTERPRETSERVICE']._serialized_start=2465
+  _globals['_INTERPRETSERVICE']._serialized_end=2639
 # @@protoc_insertion_point(module_scope)

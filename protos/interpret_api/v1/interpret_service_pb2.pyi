@@ -1,3 +1,4 @@
+from interpret_api.v1 import rendering_pb2 as _rendering_pb2
 from interpret_api.v1 import types_pb2 as _types_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
@@ -8,7 +9,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class RunRequest(_message.Message):
-    __slots__ = ("model", "plugin", "inputs", "targets", "params_json", "seeds", "tensors", "render", "half_precision", "priority", "models")
+    __slots__ = ("model", "plugin", "inputs", "targets", "params_json", "seeds", "tensors", "render", "half_precision", "priority", "models", "rendering")
     class TensorsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -34,6 +35,7 @@ class RunRequest(_message.Message):
     HALF_PRECISION_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     MODELS_FIELD_NUMBER: _ClassVar[int]
+    RENDERING_FIELD_NUMBER: _ClassVar[int]
     model: str
     plugin: str
     inputs: _types_pb2.Inputs
@@ -45,7 +47,8 @@ class RunRequest(_message.Message):
     half_precision: bool
     priority: _types_pb2.Priority
     models: _containers.ScalarMap[str, str]
-    def __init__(self, model: _Optional[str] = ..., plugin: _Optional[str] = ..., inputs: _Optional[_Union[_types_pb2.Inputs, _Mapping]] = ..., targets: _Optional[_Iterable[_Union[_types_pb2.Target, _Mapping]]] = ..., params_json: _Optional[str] = ..., seeds: _Optional[_Iterable[int]] = ..., tensors: _Optional[_Mapping[str, _types_pb2.Tensor]] = ..., render: bool = ..., half_precision: bool = ..., priority: _Optional[_Union[_types_pb2.Priority, str]] = ..., models: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    rendering: _rendering_pb2.Rendering
+    def __init__(self, model: _Optional[str] = ..., plugin: _Optional[str] = ..., inputs: _Optional[_Union[_types_pb2.Inputs, _Mapping]] = ..., targets: _Optional[_Iterable[_Union[_types_pb2.Target, _Mapping]]] = ..., params_json: _Optional[str] = ..., seeds: _Optional[_Iterable[int]] = ..., tensors: _Optional[_Mapping[str, _types_pb2.Tensor]] = ..., render: bool = ..., half_precision: bool = ..., priority: _Optional[_Union[_types_pb2.Priority, str]] = ..., models: _Optional[_Mapping[str, str]] = ..., rendering: _Optional[_Union[_rendering_pb2.Rendering, _Mapping]] = ...) -> None: ...
 
 class RunResponse(_message.Message):
     __slots__ = ("result",)
