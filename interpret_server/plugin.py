@@ -6,7 +6,7 @@ first axis is the batch) and one method, `run`. See docs/plugins.md for a walk t
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from dataclasses import fields as dataclass_fields
 from enum import StrEnum
@@ -129,7 +129,7 @@ class ModelRole:
     same_inputs: bool = True
 
 
-def output(description: str, *, like_input: bool = True) -> Any:
+def output(description: str, *, like_input: bool = True, shared: bool = False) -> Any:
     """Describe a tensor field of a result, `(N, ...)`.
 
     Args:
@@ -137,8 +137,15 @@ def output(description: str, *, like_input: bool = True) -> Any:
         like_input: where its rows have the shape of the inputs' rows they hold one value for each
             input value, and are sent by input for a model of several; False for what has that
             shape by chance alone.
+        shared: a value holds what its whole group got (a window, a superpixel, all values of a
+            token), not its own part of that; the values of a group are then not summed.
     """
-    metadata = {"role": Role.TENSOR, "description": description, "like_input": like_input}
+    metadata = {
+        "role": Role.TENSOR,
+        "description": description,
+        "like_input": like_input,
+        "shared": shared,
+    }
     return field(metadata=metadata)
 
 
@@ -233,8 +240,11 @@ class Job:
         """
         yield from range(total)
 
-    def preview(self, **tensors: Tensor) -> None:
-        """Show intermediate tensors `(N, ...)`; only callers that asked for previews get them."""
+    def preview(self, **tensors: Tensor | Callable[[], Tensor]) -> None:
+        """Show intermediate tensors `(N, ...)`; only callers that asked for previews get them.
+
+        What takes work to make may be given as a function, which is called only where it is shown.
+        """
 
     def warn(self, rows: Tensor, message: str) -> None:
         """Attach `message` to the results of the rows where the `(N,)` boolean mask is true."""
@@ -384,11 +394,18 @@ def result_fields(result_type: type[Any]) -> dict[str, tuple[Role, str]]:
 
 def fields_like_input(result_type: Any) -> frozenset[str]:
     """The fields of a result type that may have the inputs' shape; none of a plain mapping."""
+    return _fields_with(result_type, "like_input")
+
+
+def shared_fields(result_type: Any) -> frozenset[str]:
+    """The fields of a result type in which a value holds what its whole group got."""
+    return _fields_with(result_type, "shared")
+
+
+def _fields_with(result_type: Any, mark: str) -> frozenset[str]:
     if not isinstance(result_type, type):
         return frozenset()
-    return frozenset(
-        item.name for item in dataclass_fields(result_type) if item.metadata.get("like_input")
-    )
+    return frozenset(item.name for item in dataclass_fields(result_type) if item.metadata.get(mark))
 
 
 def result_tensors(result: Any) -> dict[str, Tensor]:

@@ -129,18 +129,19 @@ class EngineJob(Job):
         self._offer()
         self._observe()
 
-    def preview(self, **tensors: Tensor) -> None:
+    def preview(self, **tensors: Tensor | Callable[[], Tensor]) -> None:
         now = time.monotonic()
         if not self._viewers or now - self._previewed < PREVIEW_SECONDS:
             return
         self._previewed = now
+        made = {name: item() if callable(item) else item for name, item in tensors.items()}
         for member, rows in self._viewers:
             first, last = max(rows.start, self._rows.start), min(rows.stop, self._rows.stop)
             if first >= last or not member.waiting():
                 continue
             part = slice(first - self._rows.start, last - self._rows.start)
             half = member.request.call.half
-            arrays = {name: to_array(item[part], half=half) for name, item in tensors.items()}
+            arrays = {name: to_array(item[part], half=half) for name, item in made.items()}
             done, total = self._position(self._current)
             member.mailbox.preview(Preview(done, total, arrays))
 

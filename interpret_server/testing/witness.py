@@ -171,8 +171,9 @@ class Witness(Job):
         finally:
             self._depth -= 1
 
-    def preview(self, **tensors: Tensor) -> None:
-        for name, tensor in tensors.items():
+    def preview(self, **tensors: Tensor | Callable[[], Tensor]) -> None:
+        for name, given in tensors.items():
+            tensor = given() if callable(given) else given
             if not isinstance(tensor, Tensor) or not tensor.dim() or len(tensor) != self._rows:
                 self._breach(f"previews {name} without one row per input row")
 

@@ -120,7 +120,7 @@ class BlurIntegratedGradients(Plugin[BlurIntegratedGradientsParams, BlurIntegrat
                     coarser = space.at(sigmas[step + 1])
                     total += (finer - coarser).double() * gradient
                     finer = coarser
-                job.preview(attributions=total.to(inputs.dtype))
+                job.preview(attributions=total)
             else:
                 with torch.no_grad():
                     end, logits = model.objective(inputs, targets)

@@ -27,7 +27,8 @@ from .perturbation import Hiding, fill_value
 class FeatureAblationResult:
     attributions: Tensor = output(
         "How far the target falls while the value's feature is hidden, `(N, *input_shape)`, "
-        "signed; the whole fall at every value of the feature."
+        "signed; the whole fall at every value of the feature.",
+        shared=True,
     )
     features: Tensor = output(
         "The feature that each value belongs to, `(N, *input_shape)`, counted from 0 in each row; "

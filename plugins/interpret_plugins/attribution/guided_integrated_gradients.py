@@ -127,7 +127,7 @@ class GuidedIntegratedGradients(
                 moved = _advanced(share, way.abs(), gradient.abs(), step, params)
                 total += gradient * (moved - share)
                 share = moved
-                job.preview(attributions=attributions())
+                job.preview(attributions=attributions)
             else:
                 with torch.no_grad():
                     end, logits = model.objective(inputs, targets)

@@ -97,6 +97,11 @@ class IntegratedGradients(Plugin[IntegratedGradientsParams, IntegratedGradientsR
         points, weights = nodes(params.quadrature, params.steps)
         parts = passes(job, len(batch), params.steps)
         average = torch.zeros_like(inputs, dtype=torch.float64)
+        done = 0.0  # of the path
+
+        def running() -> Tensor:
+            return ((inputs.double() - baseline) * average / done).to(inputs.dtype)
+
         for step in job.track(len(parts) + 1):
             if step < len(parts):
                 part = parts[step]
@@ -105,6 +110,8 @@ class IntegratedGradients(Plugin[IntegratedGradientsParams, IntegratedGradientsR
                 gradients = variant_gradients(model, variants, targets)
                 for number, gradient in zip(part, gradients, strict=True):
                     average.add_(gradient, alpha=weights[number])
+                    done += weights[number]
+                job.preview(attributions=running)
             else:
                 with torch.no_grad():
                     end, logits = model.objective(inputs, targets)

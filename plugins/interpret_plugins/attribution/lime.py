@@ -73,7 +73,8 @@ class LIMEParams(FeatureParams):
 class LIMEResult:
     attributions: Tensor = output(
         "The coefficient of the value's feature, `(N, *input_shape)`, signed, in units of the "
-        "score; the whole of it at every value of the feature."
+        "score; the whole of it at every value of the feature.",
+        shared=True,
     )
     features: Tensor = output(
         "The feature that each value belongs to, `(N, *input_shape)`, counted from 0 in each row; "

@@ -106,7 +106,8 @@ class OcclusionParams(PerturbationParams):
 class OcclusionResult:
     attributions: Tensor = output(
         "How far the target falls while a value is covered, averaged over the windows that cover "
-        "it, `(N, *input_shape)`, signed."
+        "it, `(N, *input_shape)`, signed.",
+        shared=True,
     )
     logits: Tensor | None = logits_before()
 
@@ -147,14 +148,16 @@ class Occlusion(Plugin[OcclusionParams, OcclusionResult]):
             ]
             return joined(model, row, [1 - mask for mask in covered], 1)
 
+        def attributions(drops: Tensor) -> Tensor:
+            means = [
+                grid.mean(part)
+                for grid, part in zip(windows, torch.split(drops, counts, 1), strict=True)
+            ]
+            return joined(model, row, means, 0).to(model.dtype)
+
         hiding = Hiding(model, batch, params)
-        drops = hiding.drops(job, [starts[-1]] * len(batch), kept)
-        means = [
-            grid.mean(part)
-            for grid, part in zip(windows, torch.split(drops, counts, 1), strict=True)
-        ]
-        attributions = joined(model, row, means, 0).to(model.dtype)
-        return OcclusionResult(attributions, hiding.logits)
+        drops = hiding.drops(job, [starts[-1]] * len(batch), kept, attributions)
+        return OcclusionResult(attributions(drops), hiding.logits)
 
 
 def _windows(model: Classifier, row: tuple[int, ...], params: OcclusionParams) -> list[Windows]:

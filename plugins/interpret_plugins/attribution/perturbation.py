@@ -1,6 +1,7 @@
 """Scores of inputs of which something is hidden: what occlusion, ablation and RISE share."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -109,13 +110,26 @@ class Hiding:
             yield Pass(row, number, share, scores)
 
     def drops(
-        self, job: Job, counts: Sequence[int], kept: Callable[[Tensor, Tensor], Tensor]
+        self,
+        job: Job,
+        counts: Sequence[int],
+        kept: Callable[[Tensor, Tensor], Tensor],
+        shown: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
-        """How far each row's score falls at each variant, `(N, max(counts))` float64; else zero."""
+        """How far each row's score falls at each variant, `(N, max(counts))` float64; else zero.
+
+        Args:
+            job: reports, and says how many rows go through the model at once.
+            counts: variants of each row.
+            kept: from rows and numbers `(P,)` to shares `(P, *row)` in [0, 1].
+            shown: from the falls so far to the attributions that are previewed.
+        """
         shape = (len(self._batch), max(counts))
         drops = torch.zeros(shape, dtype=torch.float64, device=self._model.device)
         for rows, numbers, _, scores in self.passes(job, counts, kept):
             drops[rows, numbers] = self.before[rows] - scores
+            if shown is not None:
+                job.preview(attributions=partial(shown, drops))
         warn_unchanged(job, ~drops.any(1))
         return drops
 

@@ -47,7 +47,8 @@ class RISEParams(PerturbationParams):
 class RISEResult:
     attributions: Tensor = output(
         "Mean score of the masked inputs, weighted by how far each mask keeps the value, "
-        "`(N, *input_shape)`, in units of the score; the same for all channels."
+        "`(N, *input_shape)`, in units of the score; the same for all channels.",
+        shared=True,
     )
     logits: Tensor | None = logits_before()
 
@@ -95,23 +96,29 @@ class RISE(Plugin[RISEParams, RISEResult]):
         axis = channels[0] if model.packing is None else None
         total = batch.inputs.new_zeros(len(batch), *_spatial(row, axis), dtype=torch.float64)
         unchanged = torch.ones(len(batch), dtype=torch.bool, device=total.device)
+        tried = total.new_zeros(len(batch))
+
+        def attributions() -> Tensor:
+            mean = total / (tried.clamp(min=1) * params.keep).reshape(-1, *(1,) * (total.dim() - 1))
+            if model.packing is not None:
+                parts = model.packing.unpack(mean)
+                changed = [
+                    value
+                    for part, value in zip(model.packing.parts, parts, strict=True)
+                    if not part.fixed
+                ]
+                mean = joined(model, row, changed, 0)
+            return _with_channels(mean, row, axis).to(model.dtype, copy=True).contiguous()
+
         hiding = Hiding(model, batch, params)
         for done in hiding.passes(job, [params.masks] * len(batch), kept):
             mask = done.kept if axis is None else done.kept.select(axis + 1, 0)
             _add(total, done.rows, done.scores, mask)
+            tried += done.rows.bincount(minlength=len(batch))
             unchanged[done.rows[done.scores != hiding.before[done.rows]]] = False
+            job.preview(attributions=attributions)
         warn_unchanged(job, unchanged)
-        mean = total / (params.masks * params.keep)
-        if model.packing is not None:
-            parts = model.packing.unpack(mean)
-            changed = [
-                value
-                for part, value in zip(model.packing.parts, parts, strict=True)
-                if not part.fixed
-            ]
-            mean = joined(model, row, changed, 0)
-        attributions = _with_channels(mean, row, axis).to(model.dtype, copy=True).contiguous()
-        return RISEResult(attributions, hiding.logits)
+        return RISEResult(attributions(), hiding.logits)
 
 
 class Masks:

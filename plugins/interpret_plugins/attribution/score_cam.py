@@ -68,29 +68,40 @@ class ScoreCAM(Plugin[ScoreCAMParams, ActivationMap]):
         counts = (high > low).sum(1)
         # Channels that show something come first.
         order = (high > low).int().argsort(dim=1, descending=True, stable=True)
+        # The hidden input is scored before them, where its score is needed.
+        extra = 1 if params.weights == "increase" else 0
 
         def kept(rows: Tensor, numbers: Tensor) -> Tensor:
-            channels = order[rows, numbers.clamp(max=order.shape[1] - 1)]
+            channels = order[rows, (numbers - extra).clamp(min=0)]
             maps = _stretched(enlarge(values[rows, channels], sizes, "linear"))
-            hidden = (numbers == counts[rows]).reshape(-1, *(1,) * len(sizes))
+            hidden = (numbers < extra).reshape(-1, *(1,) * len(sizes))
             return over_inputs(model, torch.where(hidden, 0, maps))
 
-        extra = params.weights == "increase"
-        shape = (len(batch), order.shape[1] + extra)
-        scores = values.new_full(shape, -torch.inf, dtype=torch.float64)
+        shape = (len(batch), extra + order.shape[1])
+        scores = values.new_full(shape, torch.nan, dtype=torch.float64)
+
+        def weighted() -> Tensor:
+            found = scores[:, extra:]
+            tried = found.isfinite()
+            if extra:
+                weights = found - scores[:, :1]
+            else:
+                weights = torch.where(tried, found, -torch.inf).softmax(1)
+            weights = torch.where(tried, weights, 0)
+            weights = torch.zeros_like(weights).scatter(1, order, weights)
+            return torch.einsum("nc,nc...->n...", weights, values.double()).to(values.dtype)
+
+        def running() -> Tensor:
+            return shown(model, batch, params, layer, weighted(), None).attributions
+
         unchanged = torch.ones(len(batch), dtype=torch.bool, device=values.device)
         hiding = Hiding(model, batch, params)
         for rows, numbers, _, found in hiding.passes(job, (counts + extra).tolist(), kept):
             scores[rows, numbers] = found
             unchanged[rows[found != hiding.before[rows]]] = False
+            job.preview(attributions=running)
         warn_unchanged(job, unchanged)
-        if extra:
-            weights = (scores - scores.gather(1, counts[:, None]))[:, :-1]
-        else:
-            weights = scores.softmax(1)
-        shows = torch.arange(order.shape[1], device=order.device) < counts[:, None]
-        weights = torch.zeros_like(weights).scatter(1, order, torch.where(shows, weights, 0))
-        raw = torch.einsum("nc,nc...->n...", weights, values.double()).to(values.dtype)
+        raw = weighted()
         warn_of_maps(job, layer, raw, unchanged)
         return shown(model, batch, params, layer, raw, hiding.logits)
 

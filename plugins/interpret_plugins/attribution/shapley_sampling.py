@@ -53,7 +53,8 @@ class ShapleySamplingParams(FeatureParams):
 class ShapleySamplingResult:
     attributions: Tensor = output(
         "The Shapley value of the value's feature, `(N, *input_shape)`, signed, in units of the "
-        "score; the whole of it at every value of the feature."
+        "score; the whole of it at every value of the feature.",
+        shared=True,
     )
     standard_error: Tensor = output(
         "Standard error of each attribution, `(N, *input_shape)`, from the spread over the orders; "

@@ -121,7 +121,18 @@ class SmoothGrad(Plugin[SmoothGradParams, SmoothGradResult]):
         parts = passes(job, len(batch), params.samples)
         mean = torch.zeros_like(inputs, dtype=torch.float64)
         spread = torch.zeros_like(mean)  # sum of squared distances from the mean so far
-        logits = None
+        logits, done = None, 0
+
+        def attributions() -> Tensor:
+            match params.kind:
+                case Form.MEAN:
+                    values = mean
+                case Form.SQUARED:
+                    values = spread / done + mean.square()
+                case Form.VARIANCE:
+                    values = spread / done
+            return values.to(inputs.dtype)
+
         for step in job.track(len(parts)):
             noisy = torch.stack([_noisy(model, batch, params, sample) for sample in parts[step]])
             values = variant_gradients(
@@ -130,22 +141,17 @@ class SmoothGrad(Plugin[SmoothGradParams, SmoothGradResult]):
             if params.method is Method.INPUT_X_GRADIENT:
                 values *= noisy
             for sample, value in zip(parts[step], values, strict=True):
+                done = sample + 1
                 away = value - mean
-                mean += away / (sample + 1)
+                mean += away / done
                 spread += away * (value - mean)
+            job.preview(attributions=attributions)
             if step == len(parts) - 1 and targets.layer is None:
                 with torch.no_grad():
                     logits = model(inputs)
-        match params.kind:
-            case Form.MEAN:
-                attributions = mean
-            case Form.SQUARED:
-                attributions = spread / params.samples + mean.square()
-            case Form.VARIANCE:
-                attributions = spread / params.samples
-        attributions = attributions.to(inputs.dtype)
-        warn_of_zeros(job, attributions, _ZERO)
-        return SmoothGradResult(attributions, logits)
+        found = attributions()
+        warn_of_zeros(job, found, _ZERO)
+        return SmoothGradResult(found, logits)
 
 
 def _noisy(model: Classifier, batch: Batch, params: SmoothGradParams, sample: int) -> Tensor:
