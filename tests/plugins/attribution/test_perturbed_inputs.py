@@ -9,8 +9,11 @@ from perturbing import run
 from torch import Tensor, nn
 
 from interpret_plugins.attribution.feature_ablation import FeatureAblation
+from interpret_plugins.attribution.kernel_shap import KernelSHAP
+from interpret_plugins.attribution.lime import LIME
 from interpret_plugins.attribution.occlusion import Occlusion
 from interpret_plugins.attribution.rise import RISE, Masks
+from interpret_plugins.attribution.shapley_sampling import ShapleySampling
 from interpret_server.errors import InvalidRequest
 from interpret_server.models.loading import load_classifier
 from interpret_server.models.manifest import Manifest
@@ -124,6 +127,28 @@ def test_a_mask_that_travels_along_is_never_hidden(method: type[Any], tmp_path: 
         assert not found[0, 3:].any()
         assert found[0, :3].all()
         assert found[1].all()
+
+
+@pytest.mark.parametrize("method", [KernelSHAP, ShapleySampling])
+def test_shapley_values_of_a_sentence_are_those_of_its_tokens(
+    method: type[Any], tmp_path: Path
+) -> None:
+    model, x = masked(tmp_path)
+    whole = run(method(), model, x, TARGETS, fill="zero")
+    (found,) = model.split(whole.attributions).values()
+    (features,) = model.split(whole.features).values()
+    assert torch.equal(features, torch.arange(5)[None, :, None].expand(2, 5, 6))
+    # Tokens add up in this network, so that each one's fall alone is its Shapley value.
+    alone = run(FeatureAblation(), model, x, TARGETS, fill="zero").attributions
+    torch.testing.assert_close(found, model.split(alone)["tokens"], rtol=0, atol=1e-6)
+
+
+def test_lime_never_hides_a_mask_that_travels_along(tmp_path: Path) -> None:
+    model, x = masked(tmp_path)
+    found = run(LIME(), model, x, TARGETS, fill="zero", ridge=0, samples=200)
+    exact = run(KernelSHAP(), model, x, TARGETS, fill="zero")
+    torch.testing.assert_close(found.attributions, exact.attributions, rtol=0, atol=1e-5)
+    assert torch.equal(model.packing.unpack(found.features)[1], torch.full((2, 5), -1))
 
 
 def test_masks_of_rise_fade_each_token_as_a_whole(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Occlusion, feature ablation and RISE through a real server, on a file that only predicts."""
+"""Black-box methods through a real server, on a file that only predicts."""
 
 from pathlib import Path
 
@@ -8,8 +8,11 @@ from perturbing import images, loaded, network
 
 import interpret_client
 from interpret_plugins.attribution.feature_ablation import FeatureAblation
+from interpret_plugins.attribution.kernel_shap import KernelSHAP
+from interpret_plugins.attribution.lime import LIME
 from interpret_plugins.attribution.occlusion import Occlusion
 from interpret_plugins.attribution.rise import RISE
+from interpret_plugins.attribution.shapley_sampling import ShapleySampling
 from interpret_server.registry import Registry
 from interpret_server.testing import serve
 
@@ -17,6 +20,9 @@ CALLS = {
     "occlusion": ({"window": 3, "stride": 3}, 2 * 3 * 4),
     "feature_ablation": ({"cell": 2}, 2 * 5 * 5),
     "rise": ({"masks": 100}, 2 * 100),
+    "lime": ({"cell": 3, "samples": 70, "num_features": 5, "selection": "lasso"}, 2 * 70),
+    "kernel_shap": ({"cell": 3, "samples": 90}, 2 * 91),
+    "shapley_sampling": ({"cell": 3, "permutations": 6}, 2 * (1 + 6 * 11)),
 }
 
 
@@ -25,7 +31,7 @@ def test_a_file_that_only_predicts_is_explained_with_progress_and_pictures(
     name: str, tmp_path: Path
 ) -> None:
     registry = Registry()
-    for plugin in (Occlusion, FeatureAblation, RISE):
+    for plugin in (Occlusion, FeatureAblation, RISE, LIME, KernelSHAP, ShapleySampling):
         registry.add(plugin, "tests")
     model = loaded(network(), "runtime", tmp_path)
     assert "gradient" in model.lacking
