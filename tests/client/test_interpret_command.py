@@ -19,6 +19,7 @@ from fake_interpret_server import Failure, FakeServer
 from google.rpc import error_details_pb2
 
 from interpret_api.v1 import types_pb2 as types
+from interpret_api.v1.rendering_pb2 import PICTURE_STYLE_OVERLAY, PICTURE_STYLE_TOP_K
 from interpret_client.cli import main
 
 Command = Callable[..., Result]
@@ -186,6 +187,34 @@ def test_run_prints_one_document_and_nothing_else(
     assert found["files"] == [str(tmp_path / "out" / n) for n in ("tensors.npz", "result.json")]
     assert found["provenance"]["plugin"] == "saliency"
     assert found["metrics"] == {"distance": [0.0]}
+
+
+def test_run_sends_how_to_draw(
+    interpret: Command, fake: FakeServer, image: Path, tmp_path: Path
+) -> None:
+    drawn = ("--style", "overlay", "--style", "top_k", "--picture", "alpha=1/4")
+    result = interpret("run", "saliency", "net", image, "--output", tmp_path / "out", *drawn)
+    assert result.exit_code == 0
+    rendering = fake.requests["RunStream"][0].request.rendering
+    assert list(rendering.styles) == [PICTURE_STYLE_OVERLAY, PICTURE_STYLE_TOP_K]
+    assert rendering.alpha == 0.25
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "sentence"),
+    [
+        (["--output", "out", "--style", "overlai"], 2, "overlai"),
+        (["--output", "out", "--picture", "alpha=2"], 1, "rendering.alpha: give a number from 0"),
+        (["--output", "out", "--picture", "beta=2"], 1, "rendering.beta: there is no such option"),
+        (["--style", "overlay"], 2, "--style and --picture need --output"),
+    ],
+)
+def test_run_refuses_pictures_that_cannot_be_drawn(
+    interpret: Command, image: Path, words: list[str], code: int, sentence: str
+) -> None:
+    result = interpret("run", "saliency", "net", image, *words)
+    assert result.exit_code == code
+    assert sentence in result.stderr
 
 
 def test_run_without_inputs_and_output_writes_nothing(

@@ -8,6 +8,8 @@ import click
 import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from interpret_pictures.options import Style
+
 from .._sync import EventStream
 from ..results import Result
 from ._arguments import (
@@ -64,6 +66,21 @@ from ._output import class_text, console, print_json, table
     "--render/--no-render", default=None, help="Draw the result as PNG. [default: with --output]"
 )
 @click.option(
+    "--style",
+    "styles",
+    multiple=True,
+    type=click.Choice([style.value for style in Style]),
+    help="How attributions are drawn; repeat it for several pictures. [default: auto]",
+)
+@click.option(
+    "--picture",
+    "options",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="An option of the pictures: percentile, alpha, top, channels, colors, backdrop, "
+    "foreground, background or smoothing.",
+)
+@click.option(
     "--priority",
     type=click.Choice(["low", "normal", "high"]),
     help="Whose work goes first where calls wait. [default: normal]",
@@ -84,6 +101,8 @@ def run(
     output: Path | None,
     overwrite: bool,
     render: bool | None,
+    styles: tuple[str, ...],
+    options: tuple[str, ...],
     priority: str | None,
 ) -> None:
     """Run PLUGIN on MODEL, for images (.png, .jpg) or arrays (.npy, .npz, FILE.npz:NAME).
@@ -97,6 +116,7 @@ def run(
     parameters |= {key: parse_value(text) for key, text in split_pairs(params, "--param").items()}
     arrays = {name: read_array(file) for name, file in split_pairs(tensors, "--tensor").items()}
     target, seconds = parse_targets(targets), split_pairs(models, "--model-role")
+    pictures = _pictures(output is not None if render is None else render, styles, options)
     with settings.connect() as client:
         given = read_inputs(inputs, client.model(model)) if inputs else None
         stream = client.stream(
@@ -108,7 +128,7 @@ def run(
             seed=seed,
             tensors=arrays,
             models=seconds,
-            render=output is not None if render is None else render,
+            render=pictures,
             previews=False,
             priority=priority,
         )
@@ -119,6 +139,17 @@ def run(
         print_json({**result.summary(), "files": [str(path) for path in written]})
     else:
         _print_result(result, row_names(inputs, _rows(result)), written)
+
+
+def _pictures(
+    render: bool, styles: tuple[str, ...], options: tuple[str, ...]
+) -> bool | dict[str, Any]:
+    chosen = {key: parse_value(text) for key, text in split_pairs(options, "--picture").items()}
+    if styles:
+        chosen["styles"] = styles
+    if chosen and not render:
+        raise click.UsageError("--style and --picture need --output")
+    return chosen or render
 
 
 def _read_params(file: TextIO | None) -> dict[str, Any]:
