@@ -11,6 +11,7 @@ from .api import Prediction, Provenance, Result, SecondModel
 from .arrays import to_array
 from .drawing import draw
 from .member import Outcome
+from .per_token import token_attributions
 from .request import Request
 from .targets import report_targets
 
@@ -23,7 +24,8 @@ def assemble(request: Request, outcome: Outcome) -> Result:
     for name, value in outcome.tensors.items():
         by_role[_role(request.plugin, name)][name] = value
     parts = _split(request, by_role[Role.TENSOR] | by_role[Role.GROUP])
-    tensors = {name: to_array(value, half=request.call.half) for name, value in parts.items()}
+    sent = parts | token_attributions(request, parts)
+    tensors = {name: to_array(value, half=request.call.half) for name, value in sent.items()}
     pictures, remarks = draw(request, parts)
     labels = request.served.info.labels
     return Result(

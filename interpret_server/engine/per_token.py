@@ -1,0 +1,45 @@
+"""Attributions of tokens' embeddings as one number per token."""
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from ..plugin import Kind, fields_like_input, shared_fields
+from .request import Request
+
+_FIELD = "attributions"
+
+
+def token_attributions(request: Request, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What each token got, `(N, T)`, for every input of tokens that a plugin attributed.
+
+    The sum over a token's embedding; the mean for methods that treat it as one and give the whole
+    to each of its values. Empty for models without tokens and for what is no attribution.
+
+    Args:
+        request: that was answered.
+        tensors: of the result, by input where there are several.
+
+    Returns:
+        `token_attributions`, or `token_attributions.<input>` where `tensors` has
+        `attributions.<input>`.
+    """
+    plugin, classifier = request.plugin, request.served.classifier
+    if plugin.kind is not Kind.ATTRIBUTION or _FIELD not in fields_like_input(plugin.result_type):
+        return {}
+    inputs = request.served.info.inputs
+    parts = [] if classifier.packing is None else classifier.packing.parts
+    changing = [part.name for part in parts if not part.fixed] or [inputs[0].name]
+    shared = _FIELD in shared_fields(plugin.result_type)
+    found = {}
+    for item in inputs:
+        end = "" if len(changing) == 1 else f".{item.name}"
+        if item.kind != "tokens" or item.name not in changing or _FIELD + end not in tensors:
+            continue
+        value = tensors[_FIELD + end]
+        aligned = value.dim() == len(item.shape) + 2 and all(
+            known in (-1, size) for known, size in zip(item.shape, value.shape[1:-1], strict=True)
+        )
+        if aligned:
+            found[f"token_{_FIELD}{end}"] = value.mean(-1) if shared else value.sum(-1)
+    return found
