@@ -124,6 +124,22 @@ class Plans:
         with self._lock:
             return self._observations(example)
 
+    def folded(self, node: str, example: Callable[[], Tensor]) -> Draft:
+        """A copy of the canonical graph up to a node, with batch norm and constants folded.
+
+        Args:
+            node: by name.
+            example: as in `output`.
+        """
+        assert self._graph is not None
+        with self._lock:
+            self._refresh()
+            draft = Draft.of(self._graph, self._observations(example), (node,), self._derived)
+            last = torch.channels_last if self._channels_last else torch.contiguous_format
+            fold(draft, last)
+            self._watch = _Watch((*self._watch.copied, *draft.copied))
+            return draft
+
     def __len__(self) -> int:
         """How many plans of layers are kept."""
         return len(self._layers)

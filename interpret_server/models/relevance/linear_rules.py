@@ -86,24 +86,28 @@ class Gamma(LinearRule):
     are those that count `1 + gamma` times. The bias is treated as a weight.
 
     Source: Montavon et al. 2019, "Layer-Wise Relevance Propagation: An Overview".
+
+    Args:
+        gamma: how much more such contributions count.
+        epsilon: as for `Epsilon`.
+        rectified: no relevance comes to outputs below 0.
     """
 
     gamma: float
     epsilon: float = 0.0
+    rectified: bool = False
 
     def distribute(self, layer: nn.Module, a: Tensor, relevance: Tensor) -> Tensor:
         def favour(part: Change) -> Change:
             return lambda weight: weight + self.gamma * part(weight)
 
-        negative = layer(a) < 0
-        against = torch.where(negative, relevance, 0)
-        found = _of_parts(
-            layer, a, relevance - against, favour(_positive), favour(_negative), self.epsilon
-        )
+        above, below = favour(_positive), favour(_negative)
+        if self.rectified:
+            return _of_parts(layer, a, relevance, above, below, self.epsilon)
+        against = torch.where(layer(a) < 0, relevance, 0)
+        found = _of_parts(layer, a, relevance - against, above, below, self.epsilon)
         if against.any():
-            found = found + _of_parts(
-                layer, a, against, favour(_negative), favour(_positive), self.epsilon
-            )
+            found = found + _of_parts(layer, a, against, below, above, self.epsilon)
         return found
 
 

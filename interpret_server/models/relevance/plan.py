@@ -1,7 +1,7 @@
 """Which rule every node on the way to a target follows."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 from torch import Tensor, fx, nn
@@ -9,10 +9,9 @@ from torch import Tensor, fx, nn
 from ...errors import FailedPrecondition
 from ..classifier import Classifier
 from ..execution.draft import Draft, Observed, writes
-from ..execution.folding import fold
 from . import rules
 from .fused import take_attention_apart
-from .linear_rules import LinearRule
+from .linear_rules import Gamma, LinearRule
 from .norms import held_constant
 from .operators import CONVOLUTIONS, Role, gating, name_of, role_of
 
@@ -103,8 +102,8 @@ def plan(model: Classifier, target: str | None, composite: Composite) -> Plan:
         FailedPrecondition: an operator on the way has no rule, or the bounds that a rule needs are
             unknown.
     """
-    draft = draft_of(model, target)
-    fold(draft)
+    draft = model.plans.folded(_end(model, target), model.example)
+    take_attention_apart(draft)
     steps = _Planner(model, draft, composite).steps()
     boxes = tuple(step.sources[0] for step in steps.values() if step.boxed is not None)
     return Plan(draft.compile(), steps, boxes)
@@ -125,10 +124,13 @@ def draft_of(model: Classifier, target: str | None) -> Draft:
     """A copy of a network's graph up to a target, with fused attention taken apart."""
     graph = model.plans.graph
     assert graph is not None  # layers can be read
-    end = model.plans.last if target is None else model.layer(target).node
-    draft = Draft.of(graph, model.plans.observed(model.example), (end,))
+    draft = Draft.of(graph, model.plans.observed(model.example), (_end(model, target),))
     take_attention_apart(draft)
     return draft
+
+
+def _end(model: Classifier, target: str | None) -> str:
+    return model.plans.last if target is None else model.layer(target).node
 
 
 class _Planner:
@@ -219,9 +221,9 @@ class _Planner:
         self, node: fx.Node, module: nn.Module, sources: tuple[fx.Node, ...]
     ) -> LinearRule | Literal["z_box"]:
         if not isinstance(module, CONVOLUTIONS):
-            return self.composite.dense
+            return self._others(node, self.composite.dense)
         if self.composite.first is None or self.deep.intersection(sources):
-            return self.composite.convolution
+            return self._others(node, self.composite.convolution)
         if self.composite.first == "z_box" and not self.raw.issuperset(sources):
             raise FailedPrecondition(
                 f"the bounds of what layer {self._layer(node)!r} of {self.model.name} reads are "
@@ -229,6 +231,13 @@ class _Planner:
                 "them"
             )
         return self.composite.first
+
+    def _others(self, node: fx.Node, rule: LinearRule) -> LinearRule:
+        """A rule, told where only rectifiers read the layer: what is below 0 gets nothing then."""
+        readers = {type(self.draft.module(user)) for user in node.users}
+        if isinstance(rule, Gamma) and readers <= {nn.ReLU, nn.ReLU6}:
+            return replace(rule, rectified=True)
+        return rule
 
     def _note(self, node: fx.Node, role: Role, sources: tuple[fx.Node, ...]) -> None:
         """Remember whether a node's values are the input's own, or a weighted layer's."""
