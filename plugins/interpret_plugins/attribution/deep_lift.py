@@ -26,11 +26,11 @@ from .baselines import Baseline, baseline_rows, check_baseline
 from .convergence import convergence_delta
 from .gradients import warn_of_zeros
 
-_ZERO = (
+ZERO = (
     "every attribution is zero: the target is the same at the baseline and at this input as far as "
     "any value tells, or the two are the same"
 )
-_INEXACT = (
+INEXACT = (
     "the attributions miss the target's difference between the input and the baseline by more than "
     "5% of it: the network chooses by position what no multiplier tells, or its values leave the "
     "range that it computes in"
@@ -72,8 +72,9 @@ class DeepLift(Plugin[DeepLiftParams, DeepLiftResult]):
     are attributed by their embeddings. The network runs as it was read, operator by operator.
 
     Source: Shrikumar, Greenside & Kundaje 2017, "Learning Important Features Through Propagating
-    Activation Differences", sections 3.1 to 3.3 and the rescale rule of 3.5.1; Shapley values of
-    an operator's arguments and the shares of max pooling as in Lundberg & Lee's SHAP.
+    Activation Differences", section 3 (the rescale rule). Shapley values of an operator's
+    arguments are from Lundberg & Lee 2017, "A Unified Approach to Interpreting Model Predictions"
+    (Deep SHAP), and the shares of max pooling from their SHAP library.
     """
 
     name = "deep_lift"
@@ -104,7 +105,7 @@ class DeepLift(Plugin[DeepLiftParams, DeepLiftResult]):
             torch.cat([part.objective for part in parts]),
             torch.cat([part.start for part in parts]),
         )
-        delta = convergence_delta(job, attributions, end, start, _INEXACT)
-        warn_of_zeros(job, attributions, _ZERO)
+        delta = convergence_delta(job, attributions, end, start, INEXACT)
+        warn_of_zeros(job, attributions, ZERO)
         logits = [part.logits for part in parts if part.logits is not None]
         return DeepLiftResult(attributions, delta, torch.cat(logits) if logits else None)
