@@ -74,6 +74,7 @@ def _model(message: models_api.Model) -> results.ModelInfo:
                 bounds=_bounds(item),
                 limit=item.limit or None,
                 integers=item.integers,
+                features=tuple(item.features),
             )
             for item in message.inputs
         ),

@@ -63,6 +63,8 @@ class ModelInput:
         bounds: smallest and largest value, or None where the manifest states none.
         limit: tokens lie in [0, limit); None where it is not known.
         integers: integers are taken, too.
+        features: names of the values of one row, in row-major order; empty where the manifest
+            states none.
     """
 
     name: str
@@ -73,6 +75,7 @@ class ModelInput:
     bounds: tuple[float, float] | None
     limit: int | None
     integers: bool
+    features: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,11 @@ class ModelInfo:
     max_batch: int
     inputs: tuple[ModelInput, ...] = ()
     explained_shape: tuple[int, ...] = ()
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """Names of the values of a row of the first input; empty where the manifest states none."""
+        return self.inputs[0].features if self.inputs else ()
 
 
 @dataclass(frozen=True)

@@ -217,6 +217,7 @@ class InputInfo:
         bounds: smallest and largest value, or None.
         limit: tokens lie in [0, limit); None where it is not known.
         integers: whether callers may send integers.
+        features: names of the values of one row, or none.
     """
 
     name: str
@@ -227,6 +228,7 @@ class InputInfo:
     bounds: tuple[float, float] | None = None
     limit: int | None = None
     integers: bool = False
+    features: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

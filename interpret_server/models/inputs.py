@@ -59,6 +59,7 @@ class ResolvedInput:
         default: fills the whole input, which callers then do not send.
         sent_integers: whether callers send integers, where the manifest says; else None.
         field: where the manifest states it.
+        features: names of the values of a row, or none.
         samples: five rows and two rows to use as probes instead of random ones.
         notes: one sentence each.
     """
@@ -78,6 +79,7 @@ class ResolvedInput:
     default: float | None = None
     sent_integers: bool | None = None
     field: str = "manifest.inputs[0]"
+    features: tuple[str, ...] = ()
     samples: tuple[Tensor, Tensor] | None = None
     notes: list[str] = dataclass_field(default_factory=list)
 
@@ -273,6 +275,7 @@ def _resolve(
         default=default,
         sent_integers=None if sent is None else "int" in sent or sent == "bool",
         field=field,
+        features=_features(field, spec.features, sizes),
         notes=notes,
     )
     if not free or spec.example is None:
@@ -282,6 +285,21 @@ def _resolve(
     ):
         raise _wrong(field, "example", f"{list(spec.example)} is no row of {_shown(sizes)}")
     return replace(item, shape=spec.example)
+
+
+def _features(
+    field: str, names: tuple[str, ...] | None, sizes: tuple[int | None, ...]
+) -> tuple[str, ...]:
+    if names is None:
+        return ()
+    known = [size for size in sizes if size is not None]
+    if len(known) < len(sizes):
+        raise _wrong(field, "features", f"a row of {_shown(sizes)} has no fixed number of values")
+    if len(names) != math.prod(known):
+        raise _wrong(
+            field, "features", f"{len(names)} names for the {math.prod(known)} values of a row"
+        )
+    return names
 
 
 def _wrong(place: str, name: str, description: str) -> InvalidRequest:

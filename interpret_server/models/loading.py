@@ -344,6 +344,7 @@ def _info(
             bounds=item.bounds,
             limit=limit or None,
             integers=item.integral or bool(item.sent_integers),
+            features=item.features,
         )
         for item, limit in zip(
             rows.inputs.given, rows.limits or (0,) * len(rows.inputs.given), strict=True

@@ -82,6 +82,11 @@ class InputSpec(_Strict):
         description="Shape of an example, where sizes are free: for load-time checks and for "
         "synthesis from nothing.",
     )
+    features: tuple[str, ...] | None = Field(
+        None,
+        description="Names of the values of one example, in row-major order: the columns of a "
+        "table.",
+    )
     layout: Literal["CHW", "HWC", "CL", "other"] | None = Field(
         None,
         description="Order of the axes of one example; inferred for images of 1 or 3 channels.",
@@ -118,6 +123,16 @@ class InputSpec(_Strict):
     def _positive_example(cls, value: tuple[int, ...] | None) -> tuple[int, ...] | None:
         if value is not None and any(size <= 0 for size in value):
             raise ValueError("sizes must be positive")
+        return value
+
+    @field_validator("features")
+    @classmethod
+    def _distinct_features(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if value is not None and (not value or not all(map(str.strip, value))):
+            raise ValueError("give a name for every value, or leave the field out")
+        if value is not None and len(set(value)) < len(value):
+            twice = next(name for name in value if value.count(name) > 1)
+            raise ValueError(f"{twice!r} is there twice")
         return value
 
     @field_validator("bounds")

@@ -61,6 +61,7 @@ def _from_input(item: api.InputInfo) -> models.ModelInput:
         layout=item.layout,
         limit=item.limit or 0,
         integers=item.integers,
+        features=item.features,
     )
     _fill_bounds(item.bounds, message)
     return message

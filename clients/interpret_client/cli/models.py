@@ -71,6 +71,10 @@ def _print_model(model: ModelInfo) -> None:
                 ("form", " - ".join(filter(None, (model.form, model.form_reason)))),
                 ("runs on", f"{model.device}, {model.precision}"),
                 ("input", "\n".join(_input_text(item) for item in model.inputs)),
+                (
+                    "features",
+                    "\n".join(_feature_text(item) for item in model.inputs if item.features),
+                ),
                 ("bounds", bounds),
                 ("classes", str(model.classes)),
                 ("labels", ", ".join(model.labels)),
@@ -97,6 +101,10 @@ def _input_text(item: ModelInput) -> str:
     kind = "" if item.kind == "values" else item.kind
     words = (item.name, shape_text(item.shape), item.dtype, item.layout, kind)
     return " ".join(filter(None, words))
+
+
+def _feature_text(item: ModelInput) -> str:
+    return f"{item.name}: {', '.join(item.features)}"
 
 
 @click.command()

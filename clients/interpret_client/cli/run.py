@@ -22,6 +22,7 @@ from ._arguments import (
 )
 from ._options import Settings, connection_options
 from ._output import class_text, console, print_json, table
+from ._strongest import strongest
 
 
 @click.command()
@@ -118,7 +119,8 @@ def run(
     target, seconds = parse_targets(targets), split_pairs(models, "--model-role")
     pictures = _pictures(output is not None if render is None else render, styles, options)
     with settings.connect() as client:
-        given = read_inputs(inputs, client.model(model)) if inputs else None
+        known = client.model(model) if inputs else None
+        given = read_inputs(inputs, known) if known else None
         stream = client.stream(
             plugin,
             model,
@@ -138,7 +140,10 @@ def run(
     if settings.json:
         print_json({**result.summary(), "files": [str(path) for path in written]})
     else:
-        _print_result(result, row_names(inputs, _rows(result)), written)
+        names = row_names(inputs, _rows(result))
+        _print_result(result, names, written)
+        for name, texts in strongest(result, known, given) if known else ():
+            console().print(table(("row", f"strongest {name}"), zip(names, texts, strict=True)))
 
 
 def _pictures(

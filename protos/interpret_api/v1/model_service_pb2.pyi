@@ -118,7 +118,7 @@ class Bounds(_message.Message):
     def __init__(self, lower: _Optional[float] = ..., upper: _Optional[float] = ...) -> None: ...
 
 class ModelInput(_message.Message):
-    __slots__ = ("name", "kind", "shape", "dtype", "layout", "bounds", "limit", "integers")
+    __slots__ = ("name", "kind", "shape", "dtype", "layout", "bounds", "limit", "integers", "features")
     NAME_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     SHAPE_FIELD_NUMBER: _ClassVar[int]
@@ -127,6 +127,7 @@ class ModelInput(_message.Message):
     BOUNDS_FIELD_NUMBER: _ClassVar[int]
     LIMIT_FIELD_NUMBER: _ClassVar[int]
     INTEGERS_FIELD_NUMBER: _ClassVar[int]
+    FEATURES_FIELD_NUMBER: _ClassVar[int]
     name: str
     kind: str
     shape: _containers.RepeatedScalarFieldContainer[int]
@@ -135,7 +136,8 @@ class ModelInput(_message.Message):
     bounds: Bounds
     limit: int
     integers: bool
-    def __init__(self, name: _Optional[str] = ..., kind: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., dtype: _Optional[str] = ..., layout: _Optional[str] = ..., bounds: _Optional[_Union[Bounds, _Mapping]] = ..., limit: _Optional[int] = ..., integers: bool = ...) -> None: ...
+    features: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., kind: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., dtype: _Optional[str] = ..., layout: _Optional[str] = ..., bounds: _Optional[_Union[Bounds, _Mapping]] = ..., limit: _Optional[int] = ..., integers: bool = ..., features: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Model(_message.Message):
     __slots__ = ("name", "version", "format", "form", "form_reason", "sha256", "size", "device", "precision", "input_name", "output_name", "input_shape", "input_dtype", "input_layout", "bounds", "classes", "labels", "logits_from", "layers", "capabilities", "lacking", "verification", "notes", "manifest_json", "max_batch", "inputs", "explained_shape")
