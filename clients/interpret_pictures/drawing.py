@@ -7,18 +7,22 @@ import numpy as np
 from PIL import Image
 
 from . import maps
-from .arrays import Floats, channels_first, clipped, reduced, resized, top_positions
+from .arrays import Floats, channels_first, clipped, finite, reduced, resized, top_positions
 from .bars import bars
 from .canvas import png
 from .colors import colored, covering
 from .images import Bounds, image
 from .objects import cut, cutout
 from .options import Channels, Rendering, Style
+from .sheets import grid, sheet
 from .signals import plot
 
 Files = dict[str, tuple[bytes, ...]]
 
-_IMAGES = ("images", "adversarial")
+_ATTRIBUTIONS = ("attributions", "token_attributions")
+_IMAGES = ("images", "adversarial", "crops")
+_LAYERS = ("activations", "filters")
+_ACROSS = 6  # pictures of a comparison side by side
 _MOST_BARS = 256  # longer rows without a layout are drawn as signals
 _NO_INPUT = {
     Style.OVERLAY: "there is no input to draw an overlay on",
@@ -56,12 +60,14 @@ class Drawn:
 
 
 def draw(arrays: Mapping[str, Floats], rendering: Rendering, scene: Scene) -> Drawn:
-    """Draw what a result holds.
+    """Draw what a result holds, by the names of its tensors, up to their first dot.
 
-    `attributions` are drawn in every style, under their own name where the style is `auto` and as
-    `attributions.overlay` and so on otherwise; an object mask comes with `.object_cutout`. `images`
-    and `adversarial` are drawn as they are, with `perturbation` for the difference to the inputs:
-    grey where nothing changed, scaled to its largest change. Other tensors have no picture.
+    `attributions` and `token_attributions` are drawn in every style, under their own name where the
+    style is `auto` and as `attributions.overlay` and so on otherwise; an object mask comes with
+    `.object_cutout`. Where there are several, `comparison` shows them side by side in the first
+    style. `images`, `adversarial` and `crops` are drawn as they are, with `perturbation` for the
+    difference to the inputs: grey where nothing changed, scaled to its largest change. Of
+    `activations` and `filters` every channel is a tile. Other tensors have no picture.
 
     Args:
         arrays: the result's tensors `(N, *row)`.
@@ -70,19 +76,69 @@ def draw(arrays: Mapping[str, Floats], rendering: Rendering, scene: Scene) -> Dr
     """
     pictures: Files = {}
     warnings: dict[str, tuple[int, ...]] = {}
+    attributed: dict[str, Floats] = {}
     for name, rows in arrays.items():
-        if name.partition(".")[0] == "attributions":
-            drawn = draw_attributions(name, rows, rendering, scene)
+        kind, _, part = name.partition(".")
+        if kind in _ATTRIBUTIONS:
+            flat = kind == "attributions" or rows.ndim < 3
+            drawn = draw_attributions(name, rows, rendering, scene if flat else Scene())
             pictures |= drawn.pictures
             warnings |= drawn.warnings
-        elif name in _IMAGES:
+            attributed[part or name] = rows
+        elif kind in _IMAGES:
             pictures[name] = draw_images(rows, scene)
+        elif kind in _LAYERS:
+            tiles = [tiled(row) for row in rows]
+            pictures |= {name: tuple(png(tile) for tile in tiles if tile is not None)}
         if name == "adversarial" and scene.inputs is not None:
             changes = rows - scene.inputs
             pictures["perturbation"] = tuple(
                 png(image(change, _symmetric(change), scene.layout)) for change in changes
             )
-    return Drawn(pictures, warnings)
+    if len(attributed) > 1:
+        pictures["comparison"] = draw_comparison(attributed, rendering, scene)
+    return Drawn({name: files for name, files in pictures.items() if files}, warnings)
+
+
+def draw_comparison(
+    methods: Mapping[str, Floats], rendering: Rendering, scene: Scene
+) -> tuple[bytes, ...]:
+    """For every row its input and all its attributions side by side, in the first style."""
+    style = rendering.styles[0]
+    signed = {name: bool((rows < 0).any()) for name, rows in methods.items()}
+    sheets = []
+    for index in range(len(next(iter(methods.values())))):
+        given = scene.row(index)
+        cells = {} if given is None else {"input": image(given, scene.bounds, scene.layout)}
+        for name, rows in methods.items():
+            drawn, _ = draw_row(rows[index], style, rendering, scene, index, signed[name])
+            if drawn:
+                cells[name] = list(drawn.values())[-1]
+        sheets.append(png(sheet(cells, columns=_ACROSS)))
+    return tuple(sheets)
+
+
+def tiled(row: Floats) -> Image.Image | None:
+    """A layer's values or a filter's weights, a tile for each channel; None for too many axes.
+
+    Args:
+        row: `(C, H, W)`, where three channels with negative values are one tile in colour; filters
+            `(F, C, H, W)`, one below the other; a matrix, one tile; or a vector, as bars or curve.
+    """
+    values = finite(row)
+    if values.ndim == 1:
+        return bars(values) if len(values) <= _MOST_BARS else plot(values[None])
+    if values.ndim == 2:
+        return grid(values[None])
+    if values.ndim == 3:
+        colored = len(values) == 3 and bool((values < 0).any())
+        return grid(np.moveaxis(values, 0, 2)[None]) if colored else grid(values)
+    if values.ndim != 4:
+        return None
+    if values.shape[1] == 3:
+        return grid(np.moveaxis(values, 1, 3))
+    across = min(values.shape[1], 16) if values.shape[1] > 1 else None
+    return grid(values.reshape(-1, *values.shape[2:]), columns=across)
 
 
 def draw_images(rows: Floats, scene: Scene) -> tuple[bytes, ...]:

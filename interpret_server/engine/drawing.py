@@ -47,12 +47,18 @@ def draw(
     warnings: list[RowWarning] = []
     if request.call.render is None:
         return pictures, ()
+    inputs = {item.name for item in request.served.info.inputs}
+    together: dict[str, dict[str, NDArray[np.floating]]] = {}
     for name, value in tensors.items():
-        if value.is_floating_point() and value.dim() > 1:
-            scene = _scene(request, name)
-            drawn = draw_tensors({name: value.float().cpu().numpy()}, request.call.render, scene)
-            pictures |= drawn.pictures
-            warnings += [RowWarning(text, rows) for text, rows in drawn.warnings.items()]
+        kind, _, part = name.partition(".")
+        per_token = f"token_{kind}.{part}" if part else f"token_{kind}"
+        if value.is_floating_point() and value.dim() > 1 and per_token not in tensors:
+            about = part if part in inputs else ""
+            together.setdefault(about, {})[name] = value.float().cpu().numpy()
+    for about, arrays in together.items():
+        drawn = draw_tensors(arrays, request.call.render, _scene(request, about))
+        pictures |= drawn.pictures
+        warnings += [RowWarning(text, rows) for text, rows in drawn.warnings.items()]
     return pictures, tuple(warnings)
 
 
@@ -64,7 +70,7 @@ def draw_preview(request: Request, preview: Preview) -> Preview:
     pictures: Pictures = {}
     for name, item in preview.tensors.items():
         if accepts(item.shape[1:]):
-            array, scene = _floats(item), _scene(request, name)
+            array, scene = _floats(item), _scene(request)
             if request.plugin.kind is Kind.ATTRIBUTION:
                 pictures |= draw_attributions(name, array, Rendering(), scene).pictures
             else:
@@ -72,10 +78,9 @@ def draw_preview(request: Request, preview: Preview) -> Preview:
     return Preview(preview.done, preview.total, preview.tensors, pictures)
 
 
-def _scene(request: Request, name: str) -> Scene:
-    """What is known of the input that a tensor is about: the one it names, or the only one."""
+def _scene(request: Request, part: str = "") -> Scene:
+    """What is known of an input: the one of that name, or the only one."""
     info, batch, classifier = request.served.info, request.batch, request.served.classifier
-    part = name.partition(".")[2]
     about = next((item for item in info.inputs if item.name == part), None)
     if about is None:
         free = [item for item in info.inputs if item.kind != "integers"]

@@ -291,3 +291,40 @@ def test_a_perturbation_is_grey_where_nothing_changed() -> None:
     change = pictures.image(moved[0] - inputs[0], (-0.01, 0.01))
     assert drawn["perturbation"] == (pictures.png(change),)
     assert [cell(change, *at, 2)[0] for at in ((0, 0), (0, 1), (1, 1))] == [255, 128, 0]
+
+
+def test_several_attributions_are_compared_side_by_side() -> None:
+    rng = np.random.default_rng(3)
+    inputs = rng.random((2, 3, 8, 8))
+    arrays = {f"attributions.{name}": rng.random((2, 3, 8, 8)) for name in ("saliency", "rise")}
+    drawn = pictures.draw(arrays, Rendering(styles=("overlay",)), Scene(inputs, "CHW", (0, 1)))
+    assert set(drawn.pictures) == {
+        "attributions.saliency.overlay",
+        "attributions.rise.overlay",
+        "comparison",
+    }
+    cells: dict[str, Image.Image] = {"input": pictures.image(inputs[1], (0, 1))}
+    for name in ("saliency", "rise"):
+        row = arrays[f"attributions.{name}"][1]
+        cells[name] = pictures.overlay(row, inputs[1], bounds=(0, 1))
+    assert drawn.pictures["comparison"][1] == pictures.png(pictures.sheet(cells))
+
+
+def test_layers_and_filters_are_tiled() -> None:
+    rng = np.random.default_rng(4)
+    maps, filters = rng.random((2, 6, 5, 5)), rng.normal(size=(1, 7, 3, 5, 5))
+    arrays = {
+        "activations.features.0": maps,
+        "activations.fc": rng.normal(size=(2, 10)),
+        "filters": filters,
+        "activations.video": rng.random((2, 2, 2, 2, 2, 2)),
+    }
+    drawn = pictures.draw(arrays, Rendering(), Scene(layout="CHW")).pictures
+    assert set(drawn) == {"activations.features.0", "activations.fc", "filters"}
+    assert drawn["activations.features.0"][1] == pictures.png(pictures.grid(maps[1]))
+    in_colour = np.moveaxis(filters[0], 1, 3)
+    assert drawn["filters"] == (pictures.png(pictures.grid(in_colour)),)
+    deep = rng.normal(size=(1, 4, 32, 3, 3))
+    wide = pictures.draw({"filters": deep}, Rendering(), Scene()).pictures["filters"]
+    below = deep[0].reshape(-1, 3, 3)
+    assert wide == (pictures.png(pictures.grid(below, columns=16)),)
