@@ -62,6 +62,7 @@ class Kind(StrEnum):
     ATTACK = "attack"
     METRIC = "metric"
     PRIOR = "prior"
+    INTERNALS = "internals"
     PRIMITIVE = "primitive"
 
 
