@@ -118,7 +118,7 @@ def by_hand(
     x: Tensor,
     samples: int,
     noise: float,
-    draw: Callable[[int, Tensor], Tensor],
+    draw: Callable[[int, int, float], Tensor],
 ) -> Tensor:
     """GradientSHAP row by row and sample by sample."""
     rows = []
@@ -128,7 +128,7 @@ def by_hand(
             one = x[row : row + 1]
             seed = SEEDS[row : row + 1]
             picked, share = uniform_rows(seed, 3 * sample + 2, one.new_empty(1, 2))[0]
-            start = draw(row, picked) if noise else draw(row, torch.tensor(float(sample)))
+            start = draw(row, sample, float(picked))
             end = one + noise * normal_rows(seed, 3 * sample + 1, one)
             leaf = (start + share * (end - start)).requires_grad_()
             (gradient,) = torch.autograd.grad(module(leaf)[0, CLASSES[row]], leaf)
@@ -141,18 +141,19 @@ def test_gradient_shap_equals_a_loop_with_the_same_noise() -> None:
     module = network()
     model = classifier(module, (2, 6, 6), bounds=(0, 2))
     x, baselines = normal(3, 2, 6, 6), normal(3, 4, 2, 6, 6)
-    expected = by_hand(module, x, 7, 0.6, lambda row, picked: baselines[row, int(picked * 4)][None])
+
+    def given(row: int, sample: int, picked: float) -> Tensor:
+        return baselines[row, int(picked * 4)][None]
+
+    def around(row: int, sample: int, picked: float) -> Tensor:
+        return 1 + 0.5 * normal_rows(SEEDS[row : row + 1], 3 * sample, x[:1])
+
+    expected = by_hand(module, x, 7, 0.6, given)
     found = run(GradientShap, model, x, baselines, samples=7, noise=0.3)
     torch.testing.assert_close(found.attributions, expected)
-    around = by_hand(
-        module,
-        x,
-        7,
-        0.0,
-        lambda row, sample: 1 + 0.5 * normal_rows(SEEDS[row : row + 1], 3 * int(sample), x[:1]),
-    )
+    expected = by_hand(module, x, 7, 0.0, around)
     found = run(GradientShap, model, x, samples=7, noise=0, spread=0.25, baseline="mean")
-    torch.testing.assert_close(found.attributions, around)
+    torch.testing.assert_close(found.attributions, expected)
 
 
 @pytest.mark.parametrize("plugin", SAMPLING)
