@@ -186,13 +186,20 @@ def passes(job: Job, batch: Batch, variants: int) -> list[Pass]:
     return [Pass(part // variants, part % variants) for part in parts]
 
 
-@torch.no_grad()
 def scores(model: Classifier, x: Tensor, targets: Targets, score: str) -> Tensor:
     """The targets' values or probabilities at `x`, `(N,)` float64."""
+    return scores_and_logits(model, x, targets, score)[0]
+
+
+@torch.no_grad()
+def scores_and_logits(
+    model: Classifier, x: Tensor, targets: Targets, score: str
+) -> tuple[Tensor, Tensor | None]:
+    """The same, and the logits `(N, K)` where the target is of them."""
     values, logits = model.objective(x, targets)
     if score == "probability" and logits is not None and targets.kind is TargetKind.CLASS:
         values = targets.select(logits.double().softmax(1))
-    return values.double()
+    return values.double(), logits
 
 
 def subset(batch: Batch, rows: Tensor, inputs: Tensor) -> Batch:
