@@ -21,6 +21,8 @@ class Role(Enum):
     SOFTMAX = auto()
     NORM = auto()  # by statistics of the values themselves
     GATE = auto()  # one half of the values gates the other
+    RECURRENT = auto()
+    NONE = auto()  # to nowhere: it reads sizes alone
     UNPACK = auto()  # several inputs out of one row
     WEIGHTED = auto()  # by a rule for layers with weights
 
@@ -79,27 +81,29 @@ _FUNCTIONS: dict[str, Role] = {
             hsplit hstack identity index index_put index_select item_at largest_everywhere leave
             masked_fill masked_scatter masked_select max max_pool1d max_pool2d
             max_pool2d_with_indices max_pool3d max_pool3d_with_indices max_with_indices maximum
-            maximum_over median merge_heads min minimum minimum_over moveaxis movedim narrow pad
-            pad_window pad_with permute pick _pick pixel_shuffle pixel_unshuffle place_elements
-            place_slices ravel reflection_pad1d reflection_pad2d repeat repeat_interleave
-            replication_pad1d replication_pad2d reshape reshape_as reshape_with_zeros reverse_axes
-            reverse_sequence roll rot90 scatter select select_scatter slice slice_along
-            slice_import slice_scatter sort space_to_depth split split_by split_evenly split_every
-            split_heads split_with_sizes squeeze squeeze_at stack swapaxes swapdims t take
-            take_along_dim take_elements take_slices tensor_split tile tile_by to top topk
-            transpose transposed triangle tril trim triu type_as unbind unflatten unfold
-            unsafe_chunk unsafe_split unsqueeze unsqueeze_at upsample_nearest1d upsample_nearest2d
-            upsample_nearest3d view view_as vsplit vstack where
+            maximum_over median merge_heads min minimum minimum_over moveaxis movedim narrow
+            pack_padded_sequence pad pad_window pad_with permute _pick pick pixel_shuffle
+            pixel_unshuffle place_elements place_slices ravel reflection_pad1d reflection_pad2d
+            repeat repeat_interleave replication_pad1d replication_pad2d reshape reshape_as
+            reshape_with_zeros reverse_axes reverse_sequence roll rot90 scatter select
+            select_scatter slice slice_along slice_import slice_scatter sort space_to_depth split
+            split_by split_evenly split_every split_heads split_with_sizes squeeze squeeze_at
+            stack swapaxes swapdims t take take_along_dim take_elements take_slices tensor_split
+            tile tile_by to top topk transpose transposed triangle tril trim triu type_as unbind
+            unflatten unfold unsafe_chunk unsafe_split unsqueeze unsqueeze_at upsample_nearest1d
+            upsample_nearest2d upsample_nearest3d view view_as vsplit vstack where
         """,
         Role.PASS: """
-            abs acos acosh arctan asin asinh atan atanh batch_norm celu channel_slope clamp
-            clamp_max clamp_min clip clip_to cos cosh elu erf exp exp2 expm1 gelu hardshrink
+            abs acos acosh arctan asin asinh atan atanh batch_norm ceil celu channel_slope clamp
+            clamp_max clamp_min clip clip_to cos cosh dequantise elu erf exp exp2 expm1
+            fake_quantize_per_channel_affine fake_quantize_per_tensor_affine floor gelu hardshrink
             hardsigmoid hardswish hardtanh leaky_relu linear_sigmoid local_response_norm log log10
             log1p log2 log_sigmoid _log_softmax log_softmax logsigmoid mish
             _native_batch_norm_legit_no_training neg negative normalise normalise_length
-            normalise_response normalise_scale normalise_with parametric pow power prelu
-            reciprocal relu relu6 rms_norm rrelu rsqrt scale scaled selu shrunk sigmoid silu sin
-            sinh softplus softshrink softsign sqrt square swish_with tan tanh tanhshrink threshold
+            normalise_response normalise_scale normalise_with parametric pow power prelu quantise
+            reciprocal relu relu6 rms_norm round round_straight_through rrelu rsqrt scale scaled
+            selu shrunk sigmoid sign silu sin sinh softplus softshrink softsign sqrt square
+            swish_with tan tanh tanhshrink threshold trunc
         """,
         Role.SHARE: """
             adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d add add_causal_mask
@@ -119,6 +123,12 @@ _FUNCTIONS: dict[str, Role] = {
         Role.SOFTMAX: "softmax _softmax _safe_softmax",
         Role.NORM: "layer_norm normalise_layer group_norm normalise_groups normalise_instances",
         Role.GATE: "glu",
+        Role.RECURRENT: "recurrent",
+        Role.NONE: """
+            empty_like filled full_like identity_like initial_state key_mask new_empty new_full
+            new_ones new_zeros number_to_tensor numbers_to_tensor one_hot ones_like rand_like
+            randn_like running shape_tensor zero_state zeros_like
+        """,
     }.items()
     for name in names.split()
 }
@@ -160,6 +170,8 @@ def role_of(draft: Draft, node: fx.Node) -> Role | None:
 
 def _role_of_module(module: Any) -> Role | None:
     kind = type(module)
+    if isinstance(module, nn.RNNBase):
+        return Role.RECURRENT
     if kind in _STATISTICS:
         stored = not module.training and module.running_mean is not None
         return Role.PASS if stored else Role.NORM if kind in _INSTANCE_NORMS else None

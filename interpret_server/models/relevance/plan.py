@@ -14,6 +14,7 @@ from .fused import take_attention_apart
 from .linear_rules import Gamma, LinearRule
 from .norms import held_constant
 from .operators import CONVOLUTIONS, Role, gating, name_of, role_of
+from .recurrence import RecurrentRules
 
 _ARITHMETIC = frozenset({
     "add", "sub", "subtract", "rsub", "mul", "multiply", "div", "divide", "true_divide", "truediv",
@@ -61,6 +62,7 @@ class Step:
         boxed: the layer, where its rule needs the bounds of what it reads.
         stand_in: called in the operator's place when relevance is shared.
         several: the operator gives other values after the one that counts.
+        recurrent: of a recurrent layer, which is run step by step.
     """
 
     role: Role
@@ -70,6 +72,7 @@ class Step:
     boxed: nn.Module | None = None
     stand_in: Callable[..., Tensor] | None = None
     several: bool = False
+    recurrent: RecurrentRules | None = None
 
 
 @dataclass(frozen=True)
@@ -156,13 +159,15 @@ class _Planner:
         for node in self.draft.graph.nodes:
             if node.op == "placeholder":
                 self.raw.add(node)
-            elif node in sources:
+            elif sources.get(node):
                 steps[node] = self._step(node, sources[node])
         return steps
 
     def _sources(self, node: fx.Node) -> tuple[fx.Node, ...]:
         """The nodes that relevance goes to."""
         role, found = self._role(node), self._operands(node)
+        if role is Role.NONE:
+            return ()
         if role in (Role.PASS, Role.DIVIDE) or name_of(self.draft, node) in _FIRST_ALONE:
             return found[:1]
         if role is Role.PRODUCT and len(found) == 2 and self.composite.products == "signal":
@@ -205,7 +210,8 @@ class _Planner:
         elif role in _SUMS:
             rule = rules.proportional(epsilon)
         several = name_of(self.draft, node) in _SEVERAL
-        return Step(role, sources, rule, changes, boxed, stand_in, several)
+        steps = RecurrentRules(composite.dense, epsilon) if role is Role.RECURRENT else None
+        return Step(role, sources, rule, changes, boxed, stand_in, several, steps)
 
     def _product(self, node: fx.Node, sources: tuple[fx.Node, ...]) -> rules.Rule:
         """Of a product with one or several factors that relevance goes to."""
@@ -241,7 +247,7 @@ class _Planner:
 
     def _note(self, node: fx.Node, role: Role, sources: tuple[fx.Node, ...]) -> None:
         """Remember whether a node's values are the input's own, or a weighted layer's."""
-        if role is Role.WEIGHTED or self.deep.intersection(sources):
+        if role in (Role.WEIGHTED, Role.RECURRENT) or self.deep.intersection(sources):
             self.deep.add(node)
             return
         moved = role in (Role.MOVE, Role.UNPACK) or self._is_preprocessing(node)

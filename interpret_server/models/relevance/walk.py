@@ -15,6 +15,7 @@ from .groups import in_groups
 from .linear_rules import ZBox
 from .operators import Role
 from .plan import Composite, Plan, Step, plan
+from .recurrence import recurrent, recurrent_module
 from .rules import Rule, relayed, unchanged, weighted
 
 
@@ -146,6 +147,12 @@ class _Walk(fx.Interpreter):
                 return super().run_node(n)
         if step.role is Role.UNPACK:
             return self._unpacked(n, step)
+        if step.recurrent is not None:
+            args, kwargs = self.fetch_args_kwargs_from_env(n)
+            if n.op == "call_module":
+                module: Any = self.fetch_attr(str(n.target))
+                return recurrent_module(step.recurrent, module, *args, **kwargs)
+            return recurrent(step.recurrent, *args, **kwargs)
         if step.rule is None:
             return super().run_node(n)
         values = tuple(self.env[source] for source in step.sources)

@@ -83,17 +83,18 @@ class LRP(Plugin[LRPParams, RelevanceResult]):
     Batch norm is merged with the layer before it; where there is none, relevance passes unchanged,
     as through activations. Maxima are handed to the winner; averages, sums, residual connections
     and interpolation share in proportion to what was added up. Of a quotient the numerator gets
-    all. The softmax follows AttnLRP. Normalisation by the manifest, and constant scales and shifts
-    of the input itself, pass relevance unchanged. Values are in the units of the target; without
-    biases they sum to it, and with epsilon 0 the rule `zero` is then input times gradient in a
-    network of rectifiers. Networks with operators for which this is not defined (recurrent layers
-    among them) are refused.
+    all. The softmax follows AttnLRP. Recurrent layers are followed step by step, and their gates
+    get nothing. Normalisation by the manifest, and constant scales and shifts of the input itself,
+    pass relevance unchanged. Values are in the units of the target; without biases they sum to it,
+    and the rule `zero` is then input times gradient in a network of rectifiers. Networks with
+    operators for which this is not defined are refused.
 
     Source: Bach et al. 2015, "On Pixel-Wise Explanations for Non-Linear Classifier Decisions by
     Layer-Wise Relevance Propagation"; Montavon et al. 2017, "Explaining NonLinear Classification
     Decisions with Deep Taylor Decomposition" (z_plus, w2, z_box); Montavon et al. 2019,
-    "Layer-Wise Relevance Propagation: An Overview" (gamma); Kohlbrenner et al. 2020, "Towards Best
-    Practice in Explaining Neural Network Decisions with LRP" (composites).
+    "Layer-Wise Relevance Propagation: An Overview" (gamma); Arras et al. 2017, "Explaining
+    Recurrent Neural Network Predictions in Sentiment Analysis" (gates); Kohlbrenner et al. 2020,
+    "Towards Best Practice in Explaining Neural Network Decisions with LRP" (composites).
     """
 
     name = "lrp"
