@@ -33,6 +33,7 @@ def main() -> None:
 @click.option(
     "--model-repository", type=_PATH, help="Serve <name>/<version>/model.* of this folder."
 )
+@click.option("--data-root", type=_PATH, help="Folder of data sets that calls may name.")
 @click.option(
     "--repository-poll",
     type=float,
@@ -214,6 +215,7 @@ async def _serve(settings: Settings, worker: "Worker", announce: Callable[[str],
         address=settings.address,
         repository=settings.model_repository,
         repository_poll=settings.repository_poll,
+        data_root=settings.data_root,
         max_message_bytes=settings.max_message_bytes,
         max_request_bytes=settings.max_request_bytes,
         max_upload_bytes=settings.max_upload_bytes,

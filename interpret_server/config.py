@@ -28,6 +28,9 @@ class Settings(BaseModel):
     model_repository: Path | None = Field(
         None, description="Folder of models, as <name>/<version>/model.{pt,onnx,pt2}."
     )
+    data_root: Path | None = Field(
+        None, description="Folder of the data sets that calls may name instead of sending inputs."
+    )
     repository_poll: float = Field(
         0.0,
         ge=0,
@@ -77,7 +80,9 @@ class Settings(BaseModel):
     )
     max_message_mb: int = Field(64, ge=1, le=2047, description="Largest message, in MiB.")
     max_request_mb: int = Field(
-        256, ge=1, description="Most tensors and images of a request in chunks, in MiB."
+        256,
+        ge=1,
+        description="Most tensors and images of a chunked request, or rows of a data set, in MiB.",
     )
     max_upload_mb: int = Field(2048, ge=1, description="Largest uploaded model file, in MiB.")
     grace: float = Field(
@@ -121,7 +126,7 @@ class Settings(BaseModel):
         """The devices, one by one."""
         return tuple(self.device.split(","))
 
-    @field_validator("model_repository")
+    @field_validator("model_repository", "data_root")
     @classmethod
     def _folder(cls, value: Path | None) -> Path | None:
         if value is not None and not value.is_dir():
@@ -152,7 +157,7 @@ class Settings(BaseModel):
 
     @property
     def max_request_bytes(self) -> int:
-        """Most bytes of tensors and images of a request in chunks."""
+        """Most bytes of tensors and images of a request in chunks, or of rows of a data set."""
         return self.max_request_mb * _MIB
 
     @property
@@ -183,8 +188,9 @@ def _read(file: Path) -> dict[str, Any]:
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{file} is not a TOML file: {error}") from None
     folder = file.parent
-    if isinstance(path := values.get("model_repository"), str):
-        values["model_repository"] = folder / path
+    for key in ("model_repository", "data_root"):
+        if isinstance(path := values.get(key), str):
+            values[key] = folder / path
     if isinstance(paths := values.get("plugin_dirs"), list):
         values["plugin_dirs"] = [folder / path if isinstance(path, str) else path for path in paths]
     return values

@@ -25,10 +25,12 @@ def test_flags_win_over_the_file_and_absent_flags_do_not(tmp_path: Path) -> None
 
 
 def test_paths_of_a_file_are_meant_from_its_folder(tmp_path: Path) -> None:
-    (tmp_path / "models").mkdir()
+    for folder in ("models", "data"):
+        (tmp_path / folder).mkdir()
     file = tmp_path / "server.toml"
-    file.write_text('model_repository = "models"\nplugin_dirs = ["a", "/b"]\n')
+    file.write_text('model_repository = "models"\ndata_root = "data"\nplugin_dirs = ["a", "/b"]\n')
     settings = load_settings(file)
+    assert settings.data_root == tmp_path / "data"
     assert settings.model_repository == tmp_path / "models"
     assert settings.plugin_dirs == (tmp_path / "a", Path("/b"))
 
@@ -65,6 +67,7 @@ def test_addresses_are_a_host_and_a_port(address: str) -> None:
         ("execution = 'slow'", "execution: "),
         ("log_level = 'loud'", "log_level: "),
         ("model_repository = 'nowhere'", "model_repository: "),
+        ("data_root = 'nowhere'", "data_root: "),
         ("max_queue = 0\nmax_batch = 0", "; max_batch: "),
         ("address = ", "is not a TOML file: "),
     ],

@@ -32,6 +32,7 @@ from .errors import (
 )
 from .results import (
     AuxTensor,
+    DataSet,
     Event,
     Gradient,
     Layer,
@@ -61,6 +62,7 @@ __all__ = [
     "AuxTensor",
     "Cancelled",
     "Client",
+    "DataSet",
     "DeadlineExceeded",
     "Event",
     "EventStream",

@@ -134,8 +134,8 @@ def predict(
     Args:
         name: a loaded model.
         inputs: `(N, *input_shape)` in the model's bounds (anything that numpy can read, torch
-            tensors included), a dictionary of them for a model of several inputs, or paths or
-            bytes of encoded images (JPEG, PNG), one per row.
+            tensors included), a dictionary of them for a model of several inputs, paths or
+            bytes of encoded images (JPEG, PNG), one per row, or a `DataSet` on the server.
         priority: as for `run`.
         timeout: seconds; None for the client's own.
     """

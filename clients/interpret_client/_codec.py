@@ -14,10 +14,10 @@ from interpret_api.v1 import types_pb2 as types
 
 from ._chunks import Part, Parts
 from .errors import InvalidRequest, ServerError
-from .results import Array, Target
+from .results import Array, DataSet, Target
 
 ImageFile = str | PathLike[str] | bytes
-Inputs = Array | dict[str, Array] | list[bytes] | None
+Inputs = Array | dict[str, Array] | list[bytes] | DataSet | None
 
 IMAGE_BYTES = 1 << 20
 PICTURE_BYTES = 1 << 17
@@ -115,8 +115,8 @@ def decode_tensors(
 
 def read_inputs(inputs: Any) -> Inputs:
     """An array `(N, ...)`, arrays by name, or encoded images: one, or one per row in sequence."""
-    if inputs is None:
-        return None
+    if inputs is None or isinstance(inputs, DataSet):
+        return inputs
     if isinstance(inputs, Mapping):
         return {str(name): to_array(value, f"inputs.{name}") for name, value in inputs.items()}
     if isinstance(inputs, str | PathLike | bytes):
@@ -132,6 +132,8 @@ def encode_inputs(inputs: Inputs, parts: Parts | None = None) -> types.Inputs | 
     """The inputs as a message."""
     if inputs is None:
         return None
+    if isinstance(inputs, DataSet):
+        return types.Inputs(dataset=_encode_rows(inputs))
     if isinstance(inputs, dict):
         named = {
             name: encode_tensor(value, f"inputs.{name}", parts) for name, value in inputs.items()
@@ -142,6 +144,21 @@ def encode_inputs(inputs: Inputs, parts: Parts | None = None) -> types.Inputs | 
         images = types.EncodedImages(images=[] if numbers else inputs, parts=numbers)
         return types.Inputs(images=images)
     return types.Inputs(tensor=encode_tensor(inputs, "inputs", parts))
+
+
+def _encode_rows(dataset: DataSet) -> types.DataSet:
+    field, rows = "inputs.dataset.rows", dataset.rows
+    if rows is None:
+        return types.DataSet(name=dataset.name)
+    if not isinstance(rows, slice):
+        wanted = to_array(rows, field).reshape(-1)
+        if not wanted.size or wanted.dtype.kind not in "iu" or wanted.min() < 0:
+            raise InvalidRequest.field(field, "give a slice, or the numbers of rows")
+        return types.DataSet(name=dataset.name, rows=wanted.tolist())
+    start, stop = rows.start or 0, rows.stop
+    if rows.step not in (None, 1) or start < 0 or (stop is not None and stop <= start):
+        raise InvalidRequest.field(field, "give a slice of at least one row, from 0 and by 1")
+    return types.DataSet(name=dataset.name, start=start, count=0 if stop is None else stop - start)
 
 
 def expected_bytes(inputs: Inputs, tensors: Iterable[Array], pictures: int = 0) -> int:

@@ -12,6 +12,7 @@ from interpret_api.v1 import types_pb2 as types
 from . import _codec as codec
 from ._chunks import LARGE_BYTES, METHOD, Parts
 from ._requests import Call
+from .results import DataSet
 
 T = TypeVar("T")
 
@@ -46,6 +47,7 @@ class Content:
     ) -> None:
         self._inputs = codec.read_inputs(inputs)
         self._tensors = {field: codec.to_array(value, field) for field, value in tensors.items()}
+        any_size = any_size or isinstance(inputs, DataSet)  # whose rows the client does not know
         expected = codec.expected_bytes(self._inputs, self._tensors.values(), pictures)
         self.parts = Parts(copied=copied) if any_size or expected > LARGE_BYTES else None
 

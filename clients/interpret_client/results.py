@@ -203,6 +203,19 @@ class PluginInfo:
 
 
 @dataclass(frozen=True)
+class DataSet:
+    """Rows of a data set on the server, in place of inputs.
+
+    Args:
+        name: path below the server's data root; the ending may be left out.
+        rows: a slice (`slice(0, 1000)`), the number of one row or those of several; None for all.
+    """
+
+    name: str
+    rows: slice | int | Sequence[int] | None = None
+
+
+@dataclass(frozen=True)
 class Prediction:
     """One row's classes, most probable first, at most five; `labels` where the model has them."""
 

@@ -13,6 +13,8 @@ from interpret_pictures.options import Rendering
 
 from ..models.manifest import Manifest
 
+MAX_ROWS = 16_384  # of one call
+
 ITEM_SIZES: Mapping[str, int] = {
     "float32": 4,
     "float64": 8,

@@ -8,11 +8,9 @@ import torch
 from torch import Tensor
 
 from ..errors import InvalidRequest
-from .api import Array, InputInfo
+from .api import MAX_ROWS, Array, InputInfo
 from .arrays import to_tensor
 from .request import Served
-
-MAX_ROWS = 16_384  # of one call
 
 Sent = Array | tuple[bytes, ...] | Mapping[str, Array]
 

@@ -8,6 +8,7 @@ from typing import Any
 from interpret_api.v1 import interpret_service_pb2 as runs
 from interpret_api.v1 import types_pb2 as types
 
+from ..data import StoredCall, StoredRows
 from ..engine import api
 from ..errors import InvalidRequest
 from .parts import Incoming, Outgoing
@@ -111,7 +112,7 @@ def from_array(array: api.Array, tensor: types.Tensor, parts: Outgoing | None = 
         tensor.data = bytes(array.data)
 
 
-Inputs = api.Array | tuple[bytes, ...] | Mapping[str, api.Array]
+Inputs = api.Array | tuple[bytes, ...] | Mapping[str, api.Array] | StoredRows
 
 
 def to_inputs(
@@ -130,8 +131,24 @@ def to_inputs(
             return to_array(inputs.tensor, field, parts)
         case "images":
             return _images(inputs.images, f"{field}.images", parts)
+        case "dataset":
+            return _stored(inputs.dataset, f"{field}.dataset")
         case _:
             return None
+
+
+def _stored(message: types.DataSet, field: str) -> StoredRows:
+    required(message.name, f"{field}.name", "a data set below the server's data root")
+    if message.start < 0 or message.count < 0:
+        raise InvalidRequest.field(f"{field}.rows", "start and count are not negative")
+    return StoredRows(message.name, message.start, message.count or None, tuple(message.rows))
+
+
+def make_call(*, inputs: Inputs | None, **fields: Any) -> api.Call:
+    """A call, with its rows or those of a data set, which are then read before it runs."""
+    if isinstance(inputs, StoredRows):
+        return StoredCall(dataset=inputs, **fields)
+    return api.Call(inputs=inputs, **fields)
 
 
 def _images(message: types.EncodedImages, field: str, parts: Incoming | None) -> tuple[Any, ...]:
@@ -153,7 +170,7 @@ def required_inputs(request: Any, parts: Incoming | None = None) -> Inputs:
     """
     value = to_inputs(request.inputs, parts=parts) if request.HasField("inputs") else None
     if value is None:
-        raise InvalidRequest.field("inputs", "give a tensor or encoded images")
+        raise InvalidRequest.field("inputs", "give a tensor, encoded images or a data set")
     return value
 
 
@@ -220,7 +237,7 @@ def to_call(
     Raises:
         InvalidRequest: naming the field that is wrong.
     """
-    return api.Call(
+    return make_call(
         model=required(request.model, "model", "a loaded model; ListModels lists them"),
         plugin=required(request.plugin, "plugin", "a plugin; ListPlugins lists them"),
         params=request.params_json or "{}",

@@ -58,7 +58,7 @@ def _run_stream(request: runs.RunStreamRequest, context: Any, parts: Incoming | 
 def _evaluate(
     request: Any, context: Any, parts: Incoming | None, primitive: str, **extra: Any
 ) -> Call:
-    return Call(
+    return codec.make_call(
         model=codec.required(request.model, "model", "a loaded model; ListModels lists them"),
         plugin=primitive,
         inputs=codec.required_inputs(request, parts),

@@ -21,6 +21,7 @@ from interpret_api.v1 import (
     plugin_service_pb2_grpc,
 )
 
+from ..data import DataRoot, DataWorker
 from ..engine.api import Worker
 from .chunked_service import ChunkedServicer
 from .interceptor import CallInterceptor
@@ -60,8 +61,10 @@ class Server:
         address: `host:port`; port 0 picks a free one.
         repository: folder whose models are served, and that `LoadModel` loads from, or None.
         repository_poll: seconds between two looks for changes in it; 0 looks on `reload` alone.
+        data_root: folder of the data sets that calls may name, or None.
         max_message_bytes: largest message; a larger one gets RESOURCE_EXHAUSTED.
-        max_request_bytes: most bytes of tensors and images of a chunked call.
+        max_request_bytes: most bytes of tensors and images of a chunked call, and of the rows of
+            a data set.
         idle_timeout: seconds that a chunked call waits for its caller's next message.
         max_upload_bytes: largest model file that `UploadModel` takes.
     """
@@ -73,12 +76,14 @@ class Server:
         address: str = "127.0.0.1:0",
         repository: Path | None = None,
         repository_poll: float = 0.0,
+        data_root: Path | None = None,
         max_message_bytes: int = 64 << 20,
         max_request_bytes: int = 256 << 20,
         idle_timeout: float = 60.0,
         max_upload_bytes: int = 2 << 30,
     ) -> None:
-        self._worker, self._address, self._repository = Names(worker), address, repository
+        data = DataWorker(worker, DataRoot(data_root) if data_root else None, max_request_bytes)
+        self._worker, self._address, self._repository = Names(data), address, repository
         self._reloader = None if repository is None else Reloader(repository, self._worker)
         self._poll = repository_poll
         self._watching: asyncio.Task[None] | None = None

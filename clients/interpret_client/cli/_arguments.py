@@ -67,6 +67,21 @@ def parse_value(text: str) -> Any:
         return text
 
 
+def parse_rows(text: str | None) -> slice | list[int] | None:
+    """`0:1000`, `20:`, `:5`, or numbers with commas between; None for all."""
+    if text is None:
+        return None
+    start, colon, stop = text.partition(":")
+    try:
+        if colon:
+            return slice(int(start or 0), int(stop) if stop else None)
+        return [int(item) for item in text.split(",")]
+    except ValueError:
+        raise click.BadParameter(
+            f"{text!r}: write 0:1000, 20: or 3,5,8", param_hint="--rows"
+        ) from None
+
+
 def split_pairs(texts: Sequence[str], option: str) -> dict[str, str]:
     """`KEY=VALUE` words as a mapping."""
     found = {}

@@ -11,8 +11,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from interpret_pictures.options import Style
 
 from .._sync import EventStream
-from ..results import Result
+from ..results import DataSet, Result
 from ._arguments import (
+    parse_rows,
     parse_targets,
     parse_value,
     read_array,
@@ -49,6 +50,12 @@ from ._strongest import strongest
 @click.option("--seed", type=click.IntRange(0, 2**64 - 1), help="Row i gets this seed + i.")
 @click.option(
     "--tensor", "tensors", multiple=True, metavar="NAME=FILE", help="An auxiliary tensor."
+)
+@click.option(
+    "--dataset", metavar="NAME", help="In place of INPUT: a data set below the server's data root."
+)
+@click.option(
+    "--rows", metavar="ROWS", help="Of the data set: 0:1000, 20: or 3,5,8. [default: all]"
 )
 @click.option(
     "--model-role",
@@ -98,6 +105,8 @@ def run(
     params_file: TextIO | None,
     seed: int | None,
     tensors: tuple[str, ...],
+    dataset: str | None,
+    rows: str | None,
     models: tuple[str, ...],
     output: Path | None,
     overwrite: bool,
@@ -111,6 +120,11 @@ def run(
     A model of several inputs takes NAME=FILE for each of them. Without INPUT, plugins that make
     images from nothing start from their own initial image.
     """
+    if dataset is not None and inputs:
+        raise click.UsageError("give INPUT or --dataset, not both")
+    if rows is not None and dataset is None:
+        raise click.UsageError("--rows are those of a --dataset")
+    stored = None if dataset is None else DataSet(dataset, parse_rows(rows))
     if output is not None and (output / "result.json").exists() and not overwrite:
         raise click.UsageError(f"{output} holds a result; choose another folder or --overwrite")
     parameters = _read_params(params_file)
@@ -120,7 +134,7 @@ def run(
     pictures = _pictures(output is not None if render is None else render, styles, options)
     with settings.connect() as client:
         known = client.model(model) if inputs else None
-        given = read_inputs(inputs, known) if known else None
+        given = read_inputs(inputs, known) if known else stored
         stream = client.stream(
             plugin,
             model,

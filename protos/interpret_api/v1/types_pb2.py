@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cinterpret_api/v1/types.proto\x12\x10interpret_api.v1\"^\n\x06Tensor\x12)\n\x05\x64type\x18\x01 \x01(\x0e\x32\x1a.interpret_api.v1.DataType\x12\r\n\x05shape\x18\x02 \x03(\x03\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12\x0c\n\x04part\x18\x04 \x01(\r\".\n\rEncodedImages\x12\x0e\n\x06images\x18\x01 \x03(\x0c\x12\r\n\x05parts\x18\x02 \x03(\r\"\x96\x01\n\x0cNamedTensors\x12<\n\x07tensors\x18\x01 \x03(\x0b\x32+.interpret_api.v1.NamedTensors.TensorsEntry\x1aH\n\x0cTensorsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\'\n\x05value\x18\x02 \x01(\x0b\x32\x18.interpret_api.v1.Tensor:\x02\x38\x01\"\xa1\x01\n\x06Inputs\x12*\n\x06tensor\x18\x01 \x01(\x0b\x32\x18.interpret_api.v1.TensorH\x00\x12\x31\n\x06images\x18\x02 \x01(\x0b\x32\x1f.interpret_api.v1.EncodedImagesH\x00\x12/\n\x05named\x18\x03 \x01(\x0b\x32\x1e.interpret_api.v1.NamedTensorsH\x00\x42\x07\n\x05value\"\xc0\x01\n\x06Target\x12\x15\n\x0b\x63lass_index\x18\x01 \x01(\x03H\x00\x12/\n\x06neuron\x18\x02 \x01(\x0b\x32\x1d.interpret_api.v1.NeuronIndexH\x00\x12\x11\n\x07\x63hannel\x18\x03 \x01(\x03H\x00\x12\x15\n\x0bwhole_layer\x18\x04 \x01(\x08H\x00\x12-\n\tdirection\x18\x05 \x01(\x0b\x32\x18.interpret_api.v1.TensorH\x00\x12\r\n\x05layer\x18\x06 \x01(\tB\x06\n\x04unit\"\x1c\n\x0bNeuronIndex\x12\r\n\x05index\x18\x01 \x03(\x03\"T\n\nPrediction\x12\x0f\n\x07\x63lasses\x18\x01 \x03(\x03\x12\x15\n\rprobabilities\x18\x02 \x03(\x02\x12\x0e\n\x06logits\x18\x03 \x03(\x02\x12\x0e\n\x06labels\x18\x04 \x03(\t\"+\n\nRowWarning\x12\x0f\n\x07message\x18\x01 \x01(\t\x12\x0c\n\x04rows\x18\x02 \x03(\x03*^\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x10\n\x0cPRIORITY_LOW\x10\x01\x12\x13\n\x0fPRIORITY_NORMAL\x10\x02\x12\x11\n\rPRIORITY_HIGH\x10\x03*\xfe\x01\n\x08\x44\x61taType\x12\x19\n\x15\x44\x41TA_TYPE_UNSPECIFIED\x10\x00\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT32\x10\x01\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT64\x10\x02\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT16\x10\x03\x12\x16\n\x12\x44\x41TA_TYPE_BFLOAT16\x10\x04\x12\x13\n\x0f\x44\x41TA_TYPE_INT64\x10\x05\x12\x13\n\x0f\x44\x41TA_TYPE_INT32\x10\x06\x12\x13\n\x0f\x44\x41TA_TYPE_INT16\x10\x07\x12\x12\n\x0e\x44\x41TA_TYPE_INT8\x10\x08\x12\x13\n\x0f\x44\x41TA_TYPE_UINT8\x10\t\x12\x12\n\x0e\x44\x41TA_TYPE_BOOL\x10\nb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cinterpret_api/v1/types.proto\x12\x10interpret_api.v1\"^\n\x06Tensor\x12)\n\x05\x64type\x18\x01 \x01(\x0e\x32\x1a.interpret_api.v1.DataType\x12\r\n\x05shape\x18\x02 \x03(\x03\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12\x0c\n\x04part\x18\x04 \x01(\r\".\n\rEncodedImages\x12\x0e\n\x06images\x18\x01 \x03(\x0c\x12\r\n\x05parts\x18\x02 \x03(\r\"\x96\x01\n\x0cNamedTensors\x12<\n\x07tensors\x18\x01 \x03(\x0b\x32+.interpret_api.v1.NamedTensors.TensorsEntry\x1aH\n\x0cTensorsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\'\n\x05value\x18\x02 \x01(\x0b\x32\x18.interpret_api.v1.Tensor:\x02\x38\x01\"C\n\x07\x44\x61taSet\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05start\x18\x02 \x01(\x03\x12\r\n\x05\x63ount\x18\x03 \x01(\x03\x12\x0c\n\x04rows\x18\x04 \x03(\x03\"\xcf\x01\n\x06Inputs\x12*\n\x06tensor\x18\x01 \x01(\x0b\x32\x18.interpret_api.v1.TensorH\x00\x12\x31\n\x06images\x18\x02 \x01(\x0b\x32\x1f.interpret_api.v1.EncodedImagesH\x00\x12/\n\x05named\x18\x03 \x01(\x0b\x32\x1e.interpret_api.v1.NamedTensorsH\x00\x12,\n\x07\x64\x61taset\x18\x04 \x01(\x0b\x32\x19.interpret_api.v1.DataSetH\x00\x42\x07\n\x05value\"\xc0\x01\n\x06Target\x12\x15\n\x0b\x63lass_index\x18\x01 \x01(\x03H\x00\x12/\n\x06neuron\x18\x02 \x01(\x0b\x32\x1d.interpret_api.v1.NeuronIndexH\x00\x12\x11\n\x07\x63hannel\x18\x03 \x01(\x03H\x00\x12\x15\n\x0bwhole_layer\x18\x04 \x01(\x08H\x00\x12-\n\tdirection\x18\x05 \x01(\x0b\x32\x18.interpret_api.v1.TensorH\x00\x12\r\n\x05layer\x18\x06 \x01(\tB\x06\n\x04unit\"\x1c\n\x0bNeuronIndex\x12\r\n\x05index\x18\x01 \x03(\x03\"T\n\nPrediction\x12\x0f\n\x07\x63lasses\x18\x01 \x03(\x03\x12\x15\n\rprobabilities\x18\x02 \x03(\x02\x12\x0e\n\x06logits\x18\x03 \x03(\x02\x12\x0e\n\x06labels\x18\x04 \x03(\t\"+\n\nRowWarning\x12\x0f\n\x07message\x18\x01 \x01(\t\x12\x0c\n\x04rows\x18\x02 \x03(\x03*^\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x10\n\x0cPRIORITY_LOW\x10\x01\x12\x13\n\x0fPRIORITY_NORMAL\x10\x02\x12\x11\n\rPRIORITY_HIGH\x10\x03*\xfe\x01\n\x08\x44\x61taType\x12\x19\n\x15\x44\x41TA_TYPE_UNSPECIFIED\x10\x00\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT32\x10\x01\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT64\x10\x02\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT16\x10\x03\x12\x16\n\x12\x44\x41TA_TYPE_BFLOAT16\x10\x04\x12\x13\n\x0f\x44\x41TA_TYPE_INT64\x10\x05\x12\x13\n\x0f\x44\x41TA_TYPE_INT32\x10\x06\x12\x13\n\x0f\x44\x41TA_TYPE_INT16\x10\x07\x12\x12\n\x0e\x44\x41TA_TYPE_INT8\x10\x08\x12\x13\n\x0f\x44\x41TA_TYPE_UINT8\x10\t\x12\x12\n\x0e\x44\x41TA_TYPE_BOOL\x10\nb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,10 +33,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_NAMEDTENSORS_TENSORSENTRY']._loaded_options = None
   _globals['_NAMEDTENSORS_TENSORSENTRY']._serialized_options = b'8\001'
-  _globals['_PRIORITY']._serialized_start=867
-  _globals['_PRIORITY']._serialized_end=961
-  _globals['_DATATYPE']._serialized_start=964
-  _globals['_DATATYPE']._serialized_end=1218
+  _globals['_PRIORITY']._serialized_start=982
+  _globals['_PRIORITY']._serialized_end=1076
+  _globals['_DATATYPE']._serialized_start=1079
+  _globals['_DATATYPE']._serialized_end=1333
   _globals['_TENSOR']._serialized_start=50
   _globals['_TENSOR']._serialized_end=144
   _globals['_ENCODEDIMAGES']._serialized_start=146
@@ -45,14 +45,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_NAMEDTENSORS']._serialized_end=345
   _globals['_NAMEDTENSORS_TENSORSENTRY']._serialized_start=273
   _globals['_NAMEDTENSORS_TENSORSENTRY']._serialized_end=345
-  _globals['_INPUTS']._serialized_start=348
-  _globals['_INPUTS']._serialized_end=509
-  _globals['_TARGET']._serialized_start=512
-  _globals['_TARGET']._serialized_end=704
-  _globals['_NEURONINDEX']._serialized_start=706
-  _globals['_NEURONINDEX']._serialized_end=734
-  _globals['_PREDICTION']._serialized_start=736
-  _globals['_PREDICTION']._serialized_end=820
-  _globals['_ROWWARNING']._serialized_start=822
-  _globals['_ROWWARNING']._serialized_end=865
+  _globals['_DATASET']._serialized_start=347
+  _globals['_DATASET']._serialized_end=414
+  _globals['_INPUTS']._serialized_start=417
+  _globals['_INPUTS']._serialized_end=624
+  _globals['_TARGET']._serialized_start=627
+  _globals['_TARGET']._serialized_end=819
+  _globals['_NEURONINDEX']._serialized_start=821
+  _globals['_NEURONINDEX']._serialized_end=849
+  _globals['_PREDICTION']._serialized_start=851
+  _globals['_PREDICTION']._serialized_end=935
+  _globals['_ROWWARNING']._serialized_start=937
+  _globals['_ROWWARNING']._serialized_end=980
 # @@protoc_insertion_point(module_scope)

@@ -76,15 +76,29 @@ class NamedTensors(_message.Message):
     tensors: _containers.MessageMap[str, Tensor]
     def __init__(self, tensors: _Optional[_Mapping[str, Tensor]] = ...) -> None: ...
 
+class DataSet(_message.Message):
+    __slots__ = ("name", "start", "count", "rows")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    start: int
+    count: int
+    rows: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, name: _Optional[str] = ..., start: _Optional[int] = ..., count: _Optional[int] = ..., rows: _Optional[_Iterable[int]] = ...) -> None: ...
+
 class Inputs(_message.Message):
-    __slots__ = ("tensor", "images", "named")
+    __slots__ = ("tensor", "images", "named", "dataset")
     TENSOR_FIELD_NUMBER: _ClassVar[int]
     IMAGES_FIELD_NUMBER: _ClassVar[int]
     NAMED_FIELD_NUMBER: _ClassVar[int]
+    DATASET_FIELD_NUMBER: _ClassVar[int]
     tensor: Tensor
     images: EncodedImages
     named: NamedTensors
-    def __init__(self, tensor: _Optional[_Union[Tensor, _Mapping]] = ..., images: _Optional[_Union[EncodedImages, _Mapping]] = ..., named: _Optional[_Union[NamedTensors, _Mapping]] = ...) -> None: ...
+    dataset: DataSet
+    def __init__(self, tensor: _Optional[_Union[Tensor, _Mapping]] = ..., images: _Optional[_Union[EncodedImages, _Mapping]] = ..., named: _Optional[_Union[NamedTensors, _Mapping]] = ..., dataset: _Optional[_Union[DataSet, _Mapping]] = ...) -> None: ...
 
 class Target(_message.Message):
     __slots__ = ("class_index", "neuron", "channel", "whole_layer", "direction", "layer")
