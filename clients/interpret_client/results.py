@@ -325,7 +325,7 @@ class Result:
         before: predictions of the inputs as given, where the plugin computes them.
         after: predictions of the inputs that the plugin made.
         warnings: sentences about some rows.
-        pictures: name -> one PNG file per row; empty unless rendering was asked for.
+        pictures: name -> one PNG file per row, or one of all rows; empty unless asked for.
         provenance: enough to repeat the call.
     """
 

@@ -11,10 +11,10 @@ from .arrays import Floats, channels_first, clipped, finite, reduced, resized, t
 from .bars import bars
 from .canvas import png
 from .colors import colored, covering
-from .images import Bounds, image
+from .images import Bounds, image, rgb
 from .objects import cut, cutout
 from .options import Channels, Rendering, Style
-from .sheets import grid, sheet
+from .sheets import grid, scatter, sheet
 from .signals import plot
 
 Files = dict[str, tuple[bytes, ...]]
@@ -23,6 +23,7 @@ _ATTRIBUTIONS = ("attributions", "token_attributions")
 _IMAGES = ("images", "adversarial", "crops")
 _LAYERS = ("activations", "filters")
 _ACROSS = 6  # pictures of a comparison side by side
+_MOST_THUMBNAILS = 400
 _MOST_BARS = 256  # longer rows without a layout are drawn as signals
 _NO_INPUT = {
     Style.OVERLAY: "there is no input to draw an overlay on",
@@ -39,12 +40,16 @@ class Scene:
         layout: of a row: `CHW`, `HWC`, `CL`, `tokens` (positions first) or `other`.
         bounds: of the inputs.
         names: of the tokens or the features, for each row.
+        classes: of each row, where they are known.
+        labels: of the classes.
     """
 
     inputs: Floats | None = None
     layout: str = "other"
     bounds: Bounds = None
     names: Sequence[Sequence[str]] = ()
+    classes: Sequence[int] | None = None
+    labels: Sequence[str] = ()
 
     def row(self, index: int) -> Floats | None:
         """A row's input."""
@@ -67,7 +72,8 @@ def draw(arrays: Mapping[str, Floats], rendering: Rendering, scene: Scene) -> Dr
     `.object_cutout`. Where there are several, `comparison` shows them side by side in the first
     style. `images`, `adversarial` and `crops` are drawn as they are, with `perturbation` for the
     difference to the inputs: grey where nothing changed, scaled to its largest change. Of
-    `activations` and `filters` every channel is a tile. Other tensors have no picture.
+    `activations` and `filters` every channel is a tile. `positions` `(N, 2)` are one picture of
+    points, and one of the inputs in their places where those are images. Other tensors have none.
 
     Args:
         arrays: the result's tensors `(N, *row)`.
@@ -90,6 +96,8 @@ def draw(arrays: Mapping[str, Floats], rendering: Rendering, scene: Scene) -> Dr
         elif kind in _LAYERS:
             tiles = [tiled(row) for row in rows]
             pictures |= {name: tuple(png(tile) for tile in tiles if tile is not None)}
+        elif kind == "positions" and rows.ndim == 2 and rows.shape[1] == 2:
+            pictures |= draw_positions(name, rows, scene)
         if name == "adversarial" and scene.inputs is not None:
             changes = rows - scene.inputs
             pictures["perturbation"] = tuple(
@@ -118,15 +126,32 @@ def draw_comparison(
     return tuple(sheets)
 
 
+def draw_positions(name: str, rows: Floats, scene: Scene) -> Files:
+    """Rows as points in the colours of their classes, and as their inputs."""
+    plain = scatter(rows, scene.classes, labels=scene.labels)
+    drawn: Files = {name: (png(plain),)}
+    inputs = scene.inputs
+    if inputs is None or len(rows) > _MOST_THUMBNAILS or inputs.ndim < 3:
+        return drawn
+    maps_of = [channels_first(row, scene.layout) for row in inputs]
+    if scene.layout in ("CHW", "HWC", "other") and maps_of[0].shape[1] > 1:
+        small = [Image.fromarray(rgb(row, scene.bounds)) for row in maps_of]
+        shown = scatter(rows, scene.classes, labels=scene.labels, thumbnails=small)
+        drawn[f"{name}.inputs"] = (png(shown),)
+    return drawn
+
+
 def tiled(row: Floats) -> Image.Image | None:
     """A layer's values or a filter's weights, a tile for each channel; None for too many axes.
 
     Args:
         row: `(C, H, W)`, where three channels with negative values are one tile in colour; filters
             `(F, C, H, W)`, one below the other; a matrix, one tile; or a vector, as bars or curve.
+            Axes of one place do not count.
     """
-    values = finite(row)
-    if values.ndim == 1:
+    values = np.squeeze(finite(row))
+    if values.ndim < 2:
+        values = values.reshape(-1)
         return bars(values) if len(values) <= _MOST_BARS else plot(values[None])
     if values.ndim == 2:
         return grid(values[None])
@@ -259,6 +284,7 @@ def _bars(
     if style is Style.HEATMAP:
         values = np.abs(values)
     bold = top_positions(values, options.top) if style is Style.TOP_K else None
+    names = names if len(names) == len(values) else ()
     return bars(values, names, colors=options.colors, bold=bold)
 
 

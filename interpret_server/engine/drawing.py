@@ -1,6 +1,7 @@
 """The pictures of a call: what is known of its rows, given to `interpret_pictures`."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,19 +36,22 @@ def check_rendering(call: Call, rows: int) -> None:
 
 
 def draw(
-    request: Request, tensors: Mapping[str, Tensor]
+    request: Request, tensors: Mapping[str, Tensor], logits: Mapping[str, Tensor]
 ) -> tuple[Pictures, tuple[RowWarning, ...]]:
     """The pictures of a result, and sentences about them.
 
     Args:
         request: its call says how to draw, or not to draw at all.
         tensors: of the result, by the names under which they are sent.
+        logits: of the inputs, `(N, K)`, where the plugin computed them.
     """
     pictures: Pictures = {}
     warnings: list[RowWarning] = []
     if request.call.render is None:
         return pictures, ()
-    inputs = {item.name for item in request.served.info.inputs}
+    info = request.served.info
+    inputs = {item.name for item in info.inputs}
+    classes = next((value.argmax(1).tolist() for value in logits.values()), None)
     together: dict[str, dict[str, NDArray[np.floating]]] = {}
     for name, value in tensors.items():
         kind, _, part = name.partition(".")
@@ -56,7 +60,8 @@ def draw(
             about = part if part in inputs else ""
             together.setdefault(about, {})[name] = value.float().cpu().numpy()
     for about, arrays in together.items():
-        drawn = draw_tensors(arrays, request.call.render, _scene(request, about))
+        scene = replace(_scene(request, about), classes=classes, labels=info.labels)
+        drawn = draw_tensors(arrays, request.call.render, scene)
         pictures |= drawn.pictures
         warnings += [RowWarning(text, rows) for text, rows in drawn.warnings.items()]
     return pictures, tuple(warnings)
@@ -89,12 +94,13 @@ def _scene(request: Request, part: str = "") -> Scene:
     if about is not None and about.kind == "tokens":
         ids = _given(request, about) if given else None
         return Scene(layout="tokens", names=[] if ids is None else _token_names(ids))
+    names = [] if about is None else [about.features] * len(batch)
     if classifier.packing is None:
         inputs = batch.inputs.float().cpu().numpy() if given and not classifier.encoded else None
-        return Scene(inputs, info.input_layout, info.bounds)
+        return Scene(inputs, info.input_layout, info.bounds, names)
     if about is None:
         return Scene()
-    return Scene(_given(request, about) if given else None, about.layout, about.bounds)
+    return Scene(_given(request, about) if given else None, about.layout, about.bounds, names)
 
 
 def _given(request: Request, about: InputInfo) -> NDArray[np.floating] | None:

@@ -26,7 +26,7 @@ def assemble(request: Request, outcome: Outcome) -> Result:
     parts = _split(request, by_role[Role.TENSOR] | by_role[Role.GROUP])
     sent = parts | token_attributions(request, parts)
     tensors = {name: to_array(value, half=request.call.half) for name, value in sent.items()}
-    pictures, remarks = draw(request, sent)
+    pictures, remarks = draw(request, sent, by_role[Role.LOGITS_BEFORE])
     labels = request.served.info.labels
     return Result(
         tensors=tensors,

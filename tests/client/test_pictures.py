@@ -328,3 +328,22 @@ def test_layers_and_filters_are_tiled() -> None:
     wide = pictures.draw({"filters": deep}, Rendering(), Scene()).pictures["filters"]
     below = deep[0].reshape(-1, 3, 3)
     assert wide == (pictures.png(pictures.grid(below, columns=16)),)
+
+
+def test_positions_are_points_and_their_inputs() -> None:
+    rng = np.random.default_rng(5)
+    positions, inputs = rng.normal(size=(6, 2)), rng.random((6, 3, 8, 8))
+    classes, labels = [0, 1, 0, 1, 2, 2], ("ant", "bee", "cow")
+    scene = Scene(inputs, "CHW", (0, 1), classes=classes, labels=labels)
+    drawn = pictures.draw({"positions": positions}, Rendering(), scene).pictures
+    points = pictures.scatter(positions, classes, labels=labels)
+    assert drawn["positions"] == (pictures.png(points),)
+    assert set(drawn) == {"positions", "positions.inputs"}
+    blind = pictures.draw({"positions": positions}, Rendering(), Scene()).pictures
+    assert blind == {"positions": (pictures.png(pictures.scatter(positions)),)}
+
+
+def test_axes_of_one_place_do_not_count() -> None:
+    values = np.random.default_rng(6).normal(size=(1, 12, 1, 1))
+    drawn = pictures.draw({"activations": values}, Rendering(), Scene()).pictures
+    assert drawn["activations"] == (pictures.png(pictures.bars(values.ravel())),)

@@ -58,9 +58,13 @@ async def test_tokens_are_drawn_as_bars_with_their_places_and_numbers(tmp_path: 
 
 async def test_features_of_a_table_are_drawn_as_bars(tmp_path: Path) -> None:
     x = torch.rand(2, 5)
-    found = await drawn(nn.Linear(5, 3), tmp_path, {"shape": [5]}, array(x), Rendering())
-    values = tensor(found.tensors["attributions"]).numpy()
-    assert found.pictures["attributions"][0] == pictures.png(pictures.bars(values[0]))
+    names = ["age", "height", "weight", "income", "children"]
+    for manifest, expected in (({}, ()), ({"features": names}, names)):
+        shape = {"shape": [5], **manifest}
+        found = await drawn(nn.Linear(5, 3), tmp_path, shape, array(x), Rendering())
+        values = tensor(found.tensors["attributions"]).numpy()
+        bars = pictures.bars(values[0], expected)
+        assert found.pictures["attributions"][0] == pictures.png(bars)
 
 
 async def test_signals_are_drawn_with_their_curve(tmp_path: Path) -> None:
