@@ -1,8 +1,8 @@
 """What every attack shares: parameters, result, and how it begins and ends."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -24,7 +24,7 @@ from interpret_server.plugin import (
     output,
 )
 
-from .losses import Goal, LossName
+from .losses import Goal, LossName, classes_needed
 from .norms import L1, L2, NORMS, Linf, NormName
 from .region import Region
 
@@ -33,6 +33,11 @@ _FLAT = (
     "the loss has a zero gradient here, so a gradient attack cannot move; "
     "its failure is no evidence of robustness"
 )
+
+
+_END = object()
+# Another batch size or runtime may move logits by this share: a row closer to a tie goes on.
+_CLEAR = 1e-5
 
 
 class AttackParams(Params):
@@ -52,8 +57,9 @@ class AttackParams(Params):
     )
     loss: LossName = Field(
         "cross_entropy",
-        description="What is ascended, on logits: cross-entropy, or the margin between the "
-        "label's logit and the largest other one.",
+        description="What is ascended, on logits: cross-entropy, the margin between the label's "
+        "logit and the largest other one, or dlr, that margin over the spread of the largest "
+        "logits (three classes or more, targeted four).",
     )
     confirm_small_epsilon: bool = Field(
         False,
@@ -98,6 +104,7 @@ class Attempt:
         best: `(N, *input_shape)`, the best point so far; always in the region.
         margin: `(N,)`, of `best`; above zero is success.
         queries: `(N,)` int64, spent so far.
+        flat: `(N,)` bool, rows that were attacked by gradients and never found one.
     """
 
     model: Classifier
@@ -108,6 +115,7 @@ class Attempt:
     best: Tensor
     margin: Tensor
     queries: Tensor
+    flat: Tensor
 
     @classmethod
     def begin(cls, model: Classifier, batch: Batch, params: AttackParams, job: Job) -> "Attempt":
@@ -125,7 +133,8 @@ class Attempt:
             margin = goal.margin(model(start) if moved.any() else logits)
         if params.targeted and (reached := goal.margin(logits) > 0).any():
             job.warn(reached, _REACHED)
-        return cls(model, batch, region, goal, logits, start, margin, 1 + moved.long())
+        queries, flat = 1 + moved.long(), torch.zeros_like(moved)
+        return cls(model, batch, region, goal, logits, start, margin, queries, flat)
 
     @property
     def open(self) -> Tensor:
@@ -139,19 +148,21 @@ class Attempt:
         self.best[rows[better]] = x[better]
         self.margin[rows[better]] = margin[better]
 
-    def finish(self, flat: Tensor, job: Job) -> AttackResult:
+    def clear(self, rows: Tensor, logits: Tensor) -> Tensor:
+        """Of `rows`, those whose logits have reached the goal by more than rounding moves them."""
+        return self.goal.take(rows).margin(logits) > _CLEAR * logits.abs().amax(1)
+
+    def finish(self, job: Job) -> AttackResult:
         """Round the best points into the region, predict exactly those, and measure.
 
-        Args:
-            flat: `(N,)` bool, rows in which no step found a gradient.
-            job: gets a warning for those of them that were not won.
+        Rows that never found a gradient and were not won are warned about.
         """
         inputs = self.batch.inputs
         adversarial = self.region.confine(self.best)
         with torch.no_grad():
             logits = self.model(adversarial)
         success = (self.goal.margin(logits) > 0) & self.region.holds(adversarial)
-        if (failed := flat & ~success).any():
+        if (failed := self.flat & ~success).any():
             job.warn(failed, _FLAT)
         delta = adversarial.double() - inputs.double()
         return AttackResult(
@@ -168,6 +179,16 @@ class Attempt:
         )
 
 
+def drive(job: Job, total: int, steps: Iterator[None]) -> None:
+    """Take steps until there are no more; each is reported, and `total` is the most there can be.
+
+    An attack is written as a generator of its steps, so that several can follow each other as one.
+    """
+    for _ in job.track(total):
+        if next(steps, _END) is _END:
+            break
+
+
 class Attack:
     """What every attack declares."""
 
@@ -179,8 +200,14 @@ class Attack:
         "upper": AuxTensor("Largest values allowed, per row; with `lower`, instead of epsilon."),
     }
 
-    def check(self, model: Classifier, params: AttackParams) -> None:
-        """Refuse an epsilon that is probably in other units than the bounds."""
+    def check(self, model: Classifier, params: Any) -> None:
+        """Refuse an epsilon that is probably in other units than the bounds, and a loss of more
+        classes than there are."""
+        if model.classes < (needed := classes_needed(params.loss, towards=params.targeted)):
+            raise InvalidRequest.field(
+                "params.loss",
+                f"{params.loss} takes {needed} classes, and {model.name} has {model.classes}",
+            )
         epsilon, limit = params.epsilon, model.scale / 1000
         if epsilon is not None and epsilon < limit and not params.confirm_small_epsilon:
             lower, upper = model.bounds

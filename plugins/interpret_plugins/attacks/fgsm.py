@@ -2,7 +2,6 @@
 
 from typing import Literal
 
-import torch
 from pydantic import Field
 
 from interpret_server.plugin import Batch, Classifier, Job, Plugin
@@ -32,7 +31,6 @@ class FGSM(Attack, Plugin[FGSMParams, AttackResult]):
     name = "fgsm"
 
     def run(self, model: Classifier, batch: Batch, params: FGSMParams, job: Job) -> AttackResult:
-        flat = torch.zeros(len(batch), dtype=torch.bool, device=batch.inputs.device)
         for _ in job.track(1):
             attempt = Attempt.begin(model, batch, params, job)
             rows = attempt.open
@@ -42,6 +40,6 @@ class FGSM(Attack, Plugin[FGSMParams, AttackResult]):
                 size = region.upper - region.lower if params.norm == "linf" else region.reach
                 attempt.best[rows] = region.project(region.move(x, gradient, size))
                 attempt.queries[rows] += 2
-                flat[rows] = ~gradient.flatten(1).any(1)
-            result = attempt.finish(flat, job)
+                attempt.flat[rows] = ~gradient.flatten(1).any(1)
+            result = attempt.finish(job)
         return result

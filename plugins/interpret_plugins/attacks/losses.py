@@ -1,6 +1,6 @@
 """What an attack ascends, and when it has succeeded; always on logits."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -8,7 +8,10 @@ from torch import Tensor
 
 from interpret_server.plugin import Classifier
 
-LossName = Literal["cross_entropy", "margin"]
+LossName = Literal["cross_entropy", "margin", "dlr"]
+
+_DLR_CLASSES = 3  # that the difference-of-logits ratio takes at least
+_TOWARDS_CLASSES = 4  # the same towards a class
 
 
 class Ascent(NamedTuple):
@@ -23,6 +26,18 @@ class Ascent(NamedTuple):
     logits: Tensor
 
 
+def classes_needed(loss: LossName, *, towards: bool = False) -> int:
+    """The fewest classes for which a loss is defined.
+
+    Args:
+        loss: by name.
+        towards: the loss is to lead to one class.
+    """
+    if loss != "dlr":
+        return 2
+    return _TOWARDS_CLASSES if towards else _DLR_CLASSES
+
+
 @dataclass(frozen=True)
 class Goal:
     """Away from a label, or towards one.
@@ -30,39 +45,53 @@ class Goal:
     Args:
         labels: `(N,)` int64; the true classes, or the classes to reach.
         targeted: whether the labels are to be reached.
-        loss: `cross_entropy`, or `margin` (Carlini & Wagner 2017, section IV.A, f6 without its
-            clipping).
+        loss: `cross_entropy`, as the log of the odds against the label, which grows with it;
+            `margin` (Carlini & Wagner 2017, section V.A, f6 without its clipping); `dlr`, the
+            difference-of-logits ratio (Croce & Hein 2020, "Reliable evaluation of adversarial
+            robustness with an ensemble of diverse parameter-free attacks", section 4), which does
+            not change when all logits are shifted or scaled.
+        towards: `(N,)` int64; classes that the loss leads to, while any other than the label will
+            do. Only where the goal is to leave a label.
     """
 
     labels: Tensor
     targeted: bool
     loss: LossName = "cross_entropy"
+    towards: Tensor | None = None
 
     def take(self, rows: Tensor) -> "Goal":
         """The goal of some rows."""
-        return Goal(self.labels[rows], self.targeted, self.loss)
+        towards = None if self.towards is None else self.towards[rows]
+        return replace(self, labels=self.labels[rows], towards=towards)
 
     def margin(self, logits: Tensor) -> Tensor:
         """`(N,)`: above zero exactly where the goal is reached; a tie is not enough."""
-        labels = self.labels.unsqueeze(1)
-        own = logits.gather(1, labels).squeeze(1)
-        others = logits.scatter(1, labels, -torch.inf).amax(1)
-        return own - others if self.targeted else others - own
+        own, others = self._parts(logits)
+        best = others.amax(1)
+        return own - best if self.targeted else best - own
+
+    def values(self, logits: Tensor) -> Tensor:
+        """The loss `(N,)` that is ascended; differentiable, and finite for sure classifiers."""
+        own, others = self._parts(logits)
+        if self.towards is not None:
+            away = logits.gather(1, self.towards.unsqueeze(1)).squeeze(1) - own
+            return away / _spread(logits, towards=True) if self.loss == "dlr" else away
+        best = others.logsumexp(1) if self.loss == "cross_entropy" else others.amax(1)
+        away = best - own
+        if self.loss == "dlr":
+            away = away / _spread(logits, towards=self.targeted)
+        return -away if self.targeted else away
 
     def by_logits(self, logits: Tensor) -> Tensor:
-        """The loss differentiated by the logits `(N, K)`, up to a positive factor per row.
+        """The loss differentiated by the logits `(N, K)`.
 
-        Leaving out the factor (for cross-entropy, the probability of all other classes) keeps the
-        direction where the classifier is so sure that the gradient itself rounds to zero.
+        Cross-entropy lacks a factor, the probability of all classes but the label. Without it the
+        direction stays where a classifier is so sure that the gradient itself rounds to zero.
         """
-        labels = self.labels.unsqueeze(1)
-        others = logits.detach().scatter(1, labels, -torch.inf)
-        if self.loss == "margin":
-            pull = torch.zeros_like(others).scatter(1, others.argmax(1, keepdim=True), 1)
-        else:
-            pull = others.softmax(1)
-        away = pull.scatter(1, labels, -1)
-        return -away if self.targeted else away
+        leaf = logits.detach().clone().requires_grad_()
+        with torch.enable_grad():
+            (gradient,) = torch.autograd.grad(self.values(leaf).sum(), leaf)
+        return gradient
 
     def ascend(self, model: Classifier, x: Tensor) -> Ascent:
         """The direction in which each row's loss grows."""
@@ -75,3 +104,16 @@ class Goal:
                 logits, leaf, self.by_logits(logits), allow_unused=True, materialize_grads=True
             )
         return Ascent(gradient, logits.detach())
+
+    def _parts(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """The label's logit `(N,)`, and all logits `(N, K)` with the label's at minus infinity."""
+        labels = self.labels.unsqueeze(1)
+        return logits.gather(1, labels).squeeze(1), logits.scatter(1, labels, -torch.inf)
+
+
+def _spread(logits: Tensor, *, towards: bool) -> Tensor:
+    """What the difference of two logits is measured by, `(N,)`: never zero."""
+    ordered = logits.topk(_TOWARDS_CLASSES if towards else _DLR_CLASSES, dim=1).values
+    low = (ordered[:, 2] + ordered[:, 3]) / 2 if towards else ordered[:, 2]
+    spread: Tensor = ordered[:, 0] - low
+    return spread.clamp(min=1e-10)

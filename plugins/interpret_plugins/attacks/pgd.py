@@ -1,5 +1,7 @@
 """Projected gradient descent on the classifier's mistakes."""
 
+from collections.abc import Iterator
+from itertools import product
 from typing import Self
 
 import torch
@@ -7,10 +9,7 @@ from pydantic import Field, model_validator
 
 from interpret_server.plugin import Batch, Classifier, Job, Plugin
 
-from .attack import Attack, AttackParams, AttackResult, Attempt
-
-# Another batch size or runtime may move logits by this share: a row closer to a tie goes on.
-_CLEAR = 1e-5
+from .attack import Attack, AttackParams, AttackResult, Attempt, drive
 
 
 class PGDParams(AttackParams):
@@ -55,38 +54,36 @@ class PGD(Attack, Plugin[PGDParams, AttackResult]):
 
     def run(self, model: Classifier, batch: Batch, params: PGDParams, job: Job) -> AttackResult:
         attempt = Attempt.begin(model, batch, params, job)
-        rows = attempt.open
-        x = attempt.best[rows]
-        flat = torch.zeros(len(batch), dtype=torch.bool, device=x.device)
-        flat[rows] = True
-        for index in job.track(params.restarts * params.steps):
-            if not len(rows):
-                break
-            restart, step = divmod(index, params.steps)
-            region = attempt.region.take(rows)
-            if step == 0 and params.random_start:
-                x = region.random([batch.seeds[row] for row in rows.tolist()], restart)
-            gradient, logits = attempt.goal.take(rows).ascend(model, x)
-            attempt.queries[rows] += 2
-            flat[rows] &= ~gradient.flatten(1).any(1)
+        drive(job, params.restarts * params.steps, _steps(attempt, params, job))
+        return attempt.finish(job)
+
+
+def _steps(attempt: Attempt, params: PGDParams, job: Job) -> Iterator[None]:
+    model, rows = attempt.model, attempt.open
+    x = attempt.best[rows]
+    attempt.flat[rows] = True
+    for restart, step in product(range(params.restarts), range(params.steps)):
+        if not len(rows):
+            return
+        region = attempt.region.take(rows)
+        if step == 0 and params.random_start:
+            x = region.random([attempt.batch.seeds[row] for row in rows.tolist()], restart)
+        gradient, logits = attempt.goal.take(rows).ascend(model, x)
+        attempt.queries[rows] += 2
+        attempt.flat[rows] &= ~gradient.flatten(1).any(1)
+        attempt.offer(rows, x, logits)
+        if params.step_size is None:
+            size = region.reach * (2.5 / params.steps)
+        else:
+            size = torch.full_like(region.reach, params.step_size)
+        x = region.project(region.move(x, gradient, size))
+        still = ~attempt.clear(rows, logits)
+        rows, x = rows[still], x[still]
+        if step == params.steps - 1 and len(rows):
+            with torch.no_grad():
+                logits = model(x)
+            attempt.queries[rows] += 1
             attempt.offer(rows, x, logits)
-            if params.step_size is None:
-                size = region.reach * (2.5 / params.steps)
-            else:
-                size = torch.full_like(region.reach, params.step_size)
-            x = region.project(region.move(x, gradient, size))
-            still = ~_clear(attempt, rows, logits)
-            rows, x = rows[still], x[still]
-            if step == params.steps - 1 and len(rows):
-                with torch.no_grad():
-                    logits = model(x)
-                attempt.queries[rows] += 1
-                attempt.offer(rows, x, logits)
-                rows = rows[~_clear(attempt, rows, logits)]
-            job.preview(adversarial=attempt.best.clone())
-        return attempt.finish(flat, job)
-
-
-def _clear(attempt: Attempt, rows: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-    margin = attempt.goal.take(rows).margin(logits)
-    return margin > _CLEAR * logits.abs().amax(1)
+            rows = rows[~attempt.clear(rows, logits)]
+        job.preview(adversarial=attempt.best.clone())
+        yield

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -93,6 +93,10 @@ class Region:
             self.radius,
             self.reach[rows],
         )
+
+    def widened(self, times: float) -> "Region":
+        """The region with a ball of so many times the radius, in the same box."""
+        return replace(self, radius=self.radius * times, reach=self.reach * times)
 
     def random(self, seeds: Sequence[int], step: int) -> Tensor:
         """A random point: uniform in a box; uniform in a ball, then projected onto the bounds."""

@@ -7,6 +7,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from interpret_plugins.attacks.apgd import APGD
 from interpret_plugins.attacks.attack import AttackResult
 from interpret_plugins.attacks.fgsm import FGSM, FGSMParams
 from interpret_plugins.attacks.norms import L1, L2
@@ -41,7 +42,7 @@ def predicted(model: Classifier, x: Tensor) -> Tensor:
 
 
 def attack(
-    plugin: type[PGD] | type[FGSM],
+    plugin: type[PGD | APGD | FGSM],
     model: Classifier,
     x: Tensor,
     labels: Tensor,
@@ -56,13 +57,17 @@ def attack(
 
 
 EPSILONS = {"linf": 0.03, "l2": 0.4, "l1": 3.0}
-CASES = [(PGD, "linf"), (PGD, "l2"), (PGD, "l1"), (FGSM, "linf"), (FGSM, "l2")]
+CASES = [
+    *((plugin, norm) for plugin in (PGD, APGD) for norm in ("linf", "l2", "l1")),
+    (FGSM, "linf"),
+    (FGSM, "l2"),
+]
 
 
 @pytest.mark.parametrize(("plugin", "norm"), CASES)
 @pytest.mark.parametrize("bounds", [(0.0, 1.0), (0.0, 255.0), (-1.7, 2.3)])
 def test_results_stay_in_ball_and_bounds_as_measured_in_float64(
-    plugin: type[PGD] | type[FGSM], norm: str, bounds: tuple[float, float]
+    plugin: type[PGD | APGD | FGSM], norm: str, bounds: tuple[float, float]
 ) -> None:
     model = network(bounds)
     width = bounds[1] - bounds[0]
@@ -82,7 +87,7 @@ def test_results_stay_in_ball_and_bounds_as_measured_in_float64(
 @pytest.mark.parametrize(("plugin", "norm"), CASES)
 @pytest.mark.parametrize("targeted", [False, True])
 def test_success_is_what_the_returned_tensor_is_predicted_as(
-    plugin: type[PGD] | type[FGSM], norm: str, targeted: bool
+    plugin: type[PGD | APGD | FGSM], norm: str, targeted: bool
 ) -> None:
     model = network()
     x = images(32)
@@ -96,9 +101,9 @@ def test_success_is_what_the_returned_tensor_is_predicted_as(
     torch.testing.assert_close(result.logits, model(x))
 
 
-@pytest.mark.parametrize("plugin", [PGD, FGSM])
+@pytest.mark.parametrize("plugin", [PGD, APGD, FGSM])
 def test_rows_misclassified_to_begin_with_are_returned_unchanged(
-    plugin: type[PGD] | type[FGSM],
+    plugin: type[PGD | APGD | FGSM],
 ) -> None:
     model = network()
     x = images(6)
@@ -113,9 +118,9 @@ def test_rows_misclassified_to_begin_with_are_returned_unchanged(
     assert (result.queries[::2] == 2).all()
 
 
-@pytest.mark.parametrize("plugin", [PGD, FGSM])
+@pytest.mark.parametrize("plugin", [PGD, APGD, FGSM])
 def test_a_row_that_has_its_target_already_is_returned_with_a_warning(
-    plugin: type[PGD] | type[FGSM],
+    plugin: type[PGD | APGD | FGSM],
 ) -> None:
     model, x = network(), images(3)
     job = Recorder()
@@ -191,7 +196,7 @@ def test_pgd_stops_when_every_row_has_succeeded() -> None:
 
 @pytest.mark.parametrize(("plugin", "norm"), CASES)
 def test_a_rows_result_depends_neither_on_its_mates_nor_on_their_order(
-    plugin: type[PGD] | type[FGSM], norm: str
+    plugin: type[PGD | APGD | FGSM], norm: str
 ) -> None:
     model = network()
     model.module.double()
@@ -235,9 +240,9 @@ def test_one_step_of_pgd_from_the_input_is_fgsm() -> None:
     torch.testing.assert_close(one.adversarial, fast.adversarial)
 
 
-@pytest.mark.parametrize("plugin", [PGD, FGSM])
+@pytest.mark.parametrize("plugin", [PGD, APGD, FGSM])
 def test_an_epsilon_in_the_wrong_units_is_refused_until_confirmed(
-    plugin: type[PGD] | type[FGSM],
+    plugin: type[PGD | APGD | FGSM],
 ) -> None:
     model = network((0.0, 255.0))
     with pytest.raises(InvalidRequest, match=r"params\.epsilon: 0\.0313725 is under a thousandth"):
@@ -269,8 +274,8 @@ def test_fgsm_has_no_l1_form() -> None:
         FGSMParams.model_validate({"norm": "l1"})
 
 
-@pytest.mark.parametrize("plugin", [PGD, FGSM])
-def test_box_bounds_every_value_of_its_row(plugin: type[PGD] | type[FGSM]) -> None:
+@pytest.mark.parametrize("plugin", [PGD, APGD, FGSM])
+def test_box_bounds_every_value_of_its_row(plugin: type[PGD | APGD | FGSM]) -> None:
     model, x = network(), images(6)
     middle = images(6)  # the input itself may lie outside its box
     lower = (middle - 0.1 * images(6)).clamp(0, 1)
@@ -299,8 +304,8 @@ def test_a_box_that_is_incomplete_or_contradicted_is_refused(
     assert [violation.field for violation in caught.value.violations] == [field]
 
 
-@pytest.mark.parametrize("plugin", [PGD, FGSM])
-def test_an_empty_box_is_refused_by_its_row(plugin: type[PGD] | type[FGSM]) -> None:
+@pytest.mark.parametrize("plugin", [PGD, APGD, FGSM])
+def test_an_empty_box_is_refused_by_its_row(plugin: type[PGD | APGD | FGSM]) -> None:
     model, x = network(), images(3)
     crossed = {"lower": x.clone(), "upper": x.clone()}
     crossed["lower"][1, 0, 0, 0], crossed["upper"][1, 0, 0, 0] = 0.6, 0.4
@@ -317,8 +322,8 @@ class Flat(nn.Module):
         return torch.cat([total.round() + 3, total * 0], 1)
 
 
-@pytest.mark.parametrize("plugin", [PGD, FGSM])
-def test_a_gradient_of_zero_is_warned_about(plugin: type[PGD] | type[FGSM]) -> None:
+@pytest.mark.parametrize("plugin", [PGD, APGD, FGSM])
+def test_a_gradient_of_zero_is_warned_about(plugin: type[PGD | APGD | FGSM]) -> None:
     model = classifier(Flat(), (4,))
     job = Recorder()
     x = torch.rand(2, 4)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from interpret_plugins.attacks.apgd import APGD, APGDParams
 from interpret_plugins.attacks.attack import AttackResult
 from interpret_plugins.attacks.fgsm import FGSM, FGSMParams
 from interpret_plugins.attacks.pgd import PGD, PGDParams
@@ -47,6 +48,10 @@ def pgd(model: Classifier, data: Batch, **params: object) -> AttackResult:
 
 def fgsm(model: Classifier, data: Batch, **params: object) -> AttackResult:
     return FGSM().run(model, data, FGSMParams.model_validate(params), Job())
+
+
+def apgd(model: Classifier, data: Batch, **params: object) -> AttackResult:
+    return APGD().run(model, data, APGDParams.model_validate(params), Job())
 
 
 def score(logits: Tensor) -> Tensor:
@@ -93,7 +98,11 @@ def test_one_fgsm_step_is_the_worst_change_of_a_linear_score(norm: str) -> None:
 
 @pytest.mark.parametrize(
     ("attack", "norm"),
-    [(pgd, "linf"), (pgd, "l2"), (pgd, "l1"), (fgsm, "linf"), (fgsm, "l2")],
+    [
+        *((attack, norm) for attack in (pgd, apgd) for norm in ("linf", "l2", "l1")),
+        (fgsm, "linf"),
+        (fgsm, "l2"),
+    ],
 )
 @pytest.mark.parametrize("targeted", [False, True])
 def test_attacks_succeed_exactly_beyond_the_distance_to_the_boundary(
@@ -154,7 +163,20 @@ def test_pgd_finds_the_optimum_where_the_bounds_cut_the_ball(norm: str) -> None:
         assert float(change) <= best * (1 + 1e-9)
 
 
-@pytest.mark.parametrize("attack", [pgd, fgsm])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+@pytest.mark.parametrize("loss", ["cross_entropy", "margin"])
+def test_apgd_reaches_the_worst_change_without_a_step_size(norm: str, loss: str) -> None:
+    model, weight = linear(bias=50.0)
+    x = torch.randn(3, SIZE, dtype=torch.float64)
+    data = batch(x, torch.ones(3, dtype=torch.int64))
+    result = apgd(model, data, epsilon=0.7, norm=norm, loss=loss)
+    worst = 0.7 * torch.linalg.vector_norm(weight, ord=DUAL[norm])
+    change = score(result.logits) - score(result.adversarial_logits)
+    torch.testing.assert_close(change, worst.expand(3), rtol=1e-3, atol=0)
+    assert (change <= worst * (1 + 1e-12)).all()
+
+
+@pytest.mark.parametrize("attack", [pgd, apgd, fgsm])
 def test_a_box_is_attacked_up_to_its_corner(attack: object) -> None:
     model, weight = linear(bias=50.0)
     x = torch.randn(3, SIZE, dtype=torch.float64)
