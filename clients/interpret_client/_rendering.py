@@ -59,7 +59,7 @@ def draw_row(
 ) -> "Image":
     """One row of an attribution in one style; see `Result.picture`."""
     from interpret_pictures.drawing import Scene
-    from interpret_pictures.drawing import draw_row as drawn
+    from interpret_pictures.rows import draw_row as drawn
 
     options = read_rendering(choice) or Rendering()
     if len(options.styles) != 1:
@@ -67,7 +67,8 @@ def draw_row(
     given = None if inputs is None else to_array(inputs, "inputs")[row : row + 1]
     shape = rows.shape[1:] if given is None else given.shape[1:]
     scene = Scene(given, layout or _layout(shape), bounds, [names] if names else ())
-    found, problem = drawn(rows[row], options.styles[0], options, scene, 0, bool((rows < 0).any()))
+    of_row = scene.row(rows[row], 0, signed=bool((rows < 0).any()))
+    found, problem = drawn(of_row, options.styles[0], options)
     if not found:
         raise InvalidRequest.field("rendering.styles", problem)
     if problem:

@@ -1,19 +1,17 @@
 """The pictures of a result, by the names of its tensors."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from PIL import Image
 
-from . import maps
-from .arrays import Floats, channels_first, clipped, finite, reduced, resized, top_positions
+from .arrays import Floats, channels_first, finite
 from .bars import bars
 from .canvas import png
-from .colors import colored, covering
 from .images import Bounds, image, rgb
-from .objects import cut, cutout
-from .options import Channels, Rendering, Style
+from .options import Rendering
+from .rows import MOST_BARS, Row, draw_row
 from .sheets import grid, scatter, sheet
 from .signals import plot
 
@@ -24,11 +22,6 @@ _IMAGES = ("images", "adversarial", "crops")
 _LAYERS = ("activations", "filters")
 _ACROSS = 6  # pictures of a comparison side by side
 _MOST_THUMBNAILS = 400
-_MOST_BARS = 256  # longer rows without a layout are drawn as signals
-_NO_INPUT = {
-    Style.OVERLAY: "there is no input to draw an overlay on",
-    Style.OBJECT_MASK: "there is no image to cut an object out of",
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,9 +44,11 @@ class Scene:
     classes: Sequence[int] | None = None
     labels: Sequence[str] = ()
 
-    def row(self, index: int) -> Floats | None:
-        """A row's input."""
-        return None if self.inputs is None else self.inputs[index]
+    def row(self, attributions: Floats, index: int, *, signed: bool) -> Row:
+        """A row's attribution with its input; `signed`: some row has a negative value."""
+        given = None if self.inputs is None else self.inputs[index]
+        names = self.names[index] if index < len(self.names) else ()
+        return Row(attributions, given, self.layout, self.bounds, names, signed)
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +75,8 @@ def draw(arrays: Mapping[str, Floats], rendering: Rendering, scene: Scene) -> Dr
         rendering: how.
         scene: the inputs and what is known of them.
     """
+    if scene.inputs is not None and any(len(rows) != len(scene.inputs) for rows in arrays.values()):
+        scene = replace(scene, inputs=None)  # what is about other rows
     pictures: Files = {}
     warnings: dict[str, tuple[int, ...]] = {}
     attributed: dict[str, Floats] = {}
@@ -116,10 +113,12 @@ def draw_comparison(
     signed = {name: bool((rows < 0).any()) for name, rows in methods.items()}
     sheets = []
     for index in range(len(next(iter(methods.values())))):
-        given = scene.row(index)
-        cells = {} if given is None else {"input": image(given, scene.bounds, scene.layout)}
+        cells: dict[str, Image.Image] = {}
+        if scene.inputs is not None:
+            cells["input"] = image(scene.inputs[index], scene.bounds, scene.layout)
         for name, rows in methods.items():
-            drawn, _ = draw_row(rows[index], style, rendering, scene, index, signed[name])
+            row = scene.row(rows[index], index, signed=signed[name])
+            drawn, _ = draw_row(row, style, rendering)
             if drawn:
                 cells[name] = list(drawn.values())[-1]
         sheets.append(png(sheet(cells, columns=_ACROSS)))
@@ -152,7 +151,7 @@ def tiled(row: Floats) -> Image.Image | None:
     values = np.squeeze(finite(row))
     if values.ndim < 2:
         values = values.reshape(-1)
-        return bars(values) if len(values) <= _MOST_BARS else plot(values[None])
+        return bars(values) if len(values) <= MOST_BARS else plot(values[None])
     if values.ndim == 2:
         return grid(values[None])
     if values.ndim == 3:
@@ -175,10 +174,11 @@ def draw_attributions(name: str, rows: Floats, rendering: Rendering, scene: Scen
     """Every row in every style."""
     found: dict[str, list[bytes]] = {}
     told: dict[str, list[int]] = {}
-    two_colored = bool((rows < 0).any())
+    signed = bool((rows < 0).any())
     for style in rendering.styles:
-        for index, row in enumerate(rows):
-            drawn, problem = draw_row(row, style, rendering, scene, index, two_colored)
+        for index, values in enumerate(rows):
+            row = scene.row(values, index, signed=signed)
+            drawn, problem = draw_row(row, style, rendering)
             for suffix, picture in drawn.items():
                 found.setdefault(name + suffix, []).append(png(picture))
             if problem:
@@ -187,113 +187,6 @@ def draw_attributions(name: str, rows: Floats, rendering: Rendering, scene: Scen
         {key: tuple(files) for key, files in found.items()},
         {message: tuple(dict.fromkeys(numbers)) for message, numbers in told.items()},
     )
-
-
-def draw_row(
-    row: Floats,
-    style: Style,
-    options: Rendering,
-    scene: Scene,
-    index: int,
-    two_colored: bool,
-) -> tuple[dict[str, Image.Image], str]:
-    """One row in one style: pictures by the suffix of their name, and what is wrong with them."""
-    suffix = "" if style is Style.AUTO else f".{style}"
-    given = scene.row(index)
-    problem = _NO_INPUT.get(style, "") if given is None else ""
-    if _is_bars(row, scene.layout):
-        names = scene.names[index] if index < len(scene.names) else ()
-        shown, what = _bars(row, style, options, scene.layout, names), "tokens and features"
-        problem = "" if style is Style.OVERLAY else problem
-    elif channels_first(row, scene.layout).shape[1] == 1:
-        shown, what = _signal(row, given, style, options, scene, two_colored), "signals"
-    elif style is Style.OBJECT_MASK and given is not None:
-        mask, problem = cut(row, given, options, layout=scene.layout, bounds=scene.bounds)
-        return {
-            ".object_mask": maps.mask_picture(mask),
-            ".object_cutout": cutout(given, mask, layout=scene.layout, bounds=scene.bounds),
-        }, problem
-    else:
-        shown, what = _map(row, given, style, options, scene, two_colored), "images"
-    if shown is None:
-        return {}, problem or f"no object is cut out of {what}"
-    return {suffix: shown}, problem
-
-
-def _map(
-    row: Floats,
-    given: Floats | None,
-    style: Style,
-    options: Rendering,
-    scene: Scene,
-    two_colored: bool,
-) -> Image.Image | None:
-    layout, bounds = scene.layout, scene.bounds
-    if style is Style.OBJECT_MASK:
-        return None
-    if style is Style.TOP_K:
-        return maps.top_k(row, given, options, layout=layout, bounds=bounds)
-    if style is Style.OVERLAY and given is not None:
-        return maps.overlay(
-            row, given, options, layout=layout, bounds=bounds, two_colored=two_colored
-        )
-    if given is not None:  # a coarse map is interpolated, not enlarged in squares
-        size = channels_first(given, layout).shape[1:]
-        row = resized(maps.values_of(row, layout, options), (size[0], size[1]))
-    if _two_colors(style, two_colored):
-        return maps.signed(row, options, layout=layout)
-    return maps.heatmap(row, options, layout=layout)
-
-
-def _signal(
-    row: Floats,
-    given: Floats | None,
-    style: Style,
-    options: Rendering,
-    scene: Scene,
-    two_colored: bool,
-) -> Image.Image | None:
-    if style is Style.OBJECT_MASK:
-        return None
-    values = reduced(channels_first(row, scene.layout), options.channels)
-    curves, bounds = values, None
-    if given is not None:
-        curves, bounds = channels_first(given, scene.layout)[:, 0], scene.bounds
-        values = resized(values, (1, curves.shape[1]))
-    if style is Style.TOP_K:
-        return plot(curves, bounds, bold=top_positions(values[0], options.top))
-    values = clipped(values[0], options.percentile)
-    signed = _two_colors(style, two_colored)
-    if style is not Style.OVERLAY:
-        return plot(curves, bounds, strip=colored(values, options.colors, signed=signed))
-    colors = covering(values, options.colors, signed=signed)
-    opacity = options.alpha * np.abs(values)[:, None]
-    tint = ((1 - opacity) * 255 + opacity * colors).round().astype(np.uint8)
-    return plot(curves, bounds, tint=tint)
-
-
-def _bars(
-    row: Floats, style: Style, options: Rendering, layout: str, names: Sequence[str]
-) -> Image.Image | None:
-    if style is Style.OBJECT_MASK:
-        return None
-    how = options.channels
-    if layout == "tokens" and how is Channels.AUTO:
-        how = Channels.SUM
-    values = reduced(channels_first(row, layout), how)[0]
-    if style is Style.HEATMAP:
-        values = np.abs(values)
-    bold = top_positions(values, options.top) if style is Style.TOP_K else None
-    names = names if len(names) == len(values) else ()
-    return bars(values, names, colors=options.colors, bold=bold)
-
-
-def _is_bars(row: Floats, layout: str) -> bool:
-    return layout == "tokens" or (layout == "other" and row.ndim == 1 and row.size <= _MOST_BARS)
-
-
-def _two_colors(style: Style, two_colored: bool) -> bool:
-    return style is Style.SIGNED or (style is not Style.HEATMAP and two_colored)
 
 
 def _symmetric(change: Floats) -> tuple[float, float]:

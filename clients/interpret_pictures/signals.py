@@ -16,6 +16,7 @@ _WIDTH = 640
 _RIGHT, _TOP, _BOTTOM, _GAP = 16, 10, 24, 6
 _SHARPER = 3  # curves are drawn so many times larger and then reduced
 _LETTERS = 12
+_MOST_POINTS = 4000  # pieces of a very long curve
 
 Curve = tuple[int, int, int]
 
@@ -94,14 +95,24 @@ def _curves(ground: Pixels, unit: Floats, bold: Mask | None) -> Pixels:
     for index, channel in enumerate(np.clip(unit, 0, 1)):
         y = (_SHARPER * 4) + (1 - channel) * (height - 8) * _SHARPER
         color = INK if len(unit) == 1 else class_color(index)
-        points = list(zip(x.tolist(), y.tolist(), strict=True))
+        points = _points(x, y)
         if bold is None:
             _line(draw, points, color)
             continue
         _line(draw, points, (205, 205, 205))
         for start, end in _runs(bold):
-            _line(draw, points[max(0, start - 1) : end + 1], color)
+            piece = slice(max(0, start - 1), end + 1)
+            _line(draw, _points(x[piece], y[piece]), color)
     return np.asarray(large.resize((width, height), Image.Resampling.BOX))
+
+
+def _points(x: Floats, y: Floats) -> list[tuple[float, float]]:
+    """The corners of a curve; of a very long one the lowest and the highest of each short piece."""
+    if len(x) > 2 * _MOST_POINTS:
+        edges = np.linspace(0, len(x), _MOST_POINTS, endpoint=False).astype(int)
+        pairs = np.stack([np.minimum.reduceat(y, edges), np.maximum.reduceat(y, edges)], axis=1)
+        x, y = np.repeat(x[edges], 2), pairs.ravel()
+    return list(zip(x.tolist(), y.tolist(), strict=True))
 
 
 def _line(draw: ImageDraw.ImageDraw, points: list[tuple[float, float]], color: Curve) -> None:

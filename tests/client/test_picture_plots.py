@@ -67,6 +67,15 @@ def test_no_position_of_a_long_signal_is_lost() -> None:
     assert (drawn[10 + 192 + 6 + 14] == (252, 255, 164)).all(-1).sum() == 1
 
 
+def test_a_very_long_signal_keeps_its_extremes() -> None:
+    signal = np.zeros((1, 300_000))
+    signal[0, 150_000] = 1
+    drawn = pixels(pictures.image(signal, (0, 1), "CL"))
+    dark = (drawn.max(-1) < 200)[12:198, 60:-30]
+    assert dark[:80].any(0).sum() <= 3
+    assert dark[170:].any(0).all()
+
+
 def test_top_k_of_a_signal_pales_the_rest() -> None:
     values = np.zeros((1, 20))
     values[0, :10] = 1

@@ -347,3 +347,22 @@ def test_axes_of_one_place_do_not_count() -> None:
     values = np.random.default_rng(6).normal(size=(1, 12, 1, 1))
     drawn = pictures.draw({"activations": values}, Rendering(), Scene()).pictures
     assert drawn["activations"] == (pictures.png(pictures.bars(values.ravel())),)
+
+
+def test_layers_without_positions_are_bars_of_their_channels() -> None:
+    values, inputs = np.arange(1.0, 6).reshape(1, 5, 1, 1), np.ones((1, 3, 8, 8))
+    for shape in ((1, 5, 1, 1), (1, 5)):
+        drawn = pictures.draw(
+            {"attributions": values.reshape(shape)},
+            Rendering(styles=("overlay",)),
+            Scene(inputs, "CHW", (0, 1), names=[["a", "b", "c", "d", "e"]]),
+        )
+        expected = pictures.bars(np.arange(1.0, 6), ["a", "b", "c", "d", "e"])
+        assert drawn.pictures == {"attributions.overlay": (pictures.png(expected),)}
+        assert not drawn.warnings
+
+
+def test_what_is_about_other_rows_is_drawn_without_inputs() -> None:
+    values, inputs = np.ones((2, 8, 8)), np.ones((5, 3, 8, 8))
+    drawn = pictures.draw({"attributions": values}, Rendering(), Scene(inputs, "CHW", (0, 1)))
+    assert len(drawn.pictures["attributions"]) == 2
