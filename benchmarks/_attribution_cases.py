@@ -126,6 +126,25 @@ def _ablation(peer: Peer) -> Attribute:
     )
 
 
+def _coalitions(name: str, samples: int, at_once: int) -> Callable[[Peer], Attribute]:
+    def made(peer: Peer) -> Attribute:
+        import captum.attr
+        from captum._utils.models.linear_model import SkLearnRidge
+
+        linear = {"interpretable_model": SkLearnRidge(alpha=1.0)} if name == "Lime" else {}
+        method = getattr(captum.attr, name)(peer.network, **linear)
+        features = peer.cells().expand(1, *peer.x.shape[1:]).contiguous()
+        return lambda: method.attribute(
+            peer.x,
+            target=peer.labels,
+            feature_mask=features,
+            n_samples=samples,
+            perturbations_per_eval=at_once,
+        )
+
+    return made
+
+
 CASES: Mapping[str, Case] = {
     "saliency": Case(_plain("Saliency")),
     "input_x_gradient": Case(_plain("InputXGradient")),
@@ -143,4 +162,20 @@ CASES: Mapping[str, Case] = {
     "occlusion": Case(_occlusion, {"window": WINDOW, "stride": WINDOW, "fill": "zero"}),
     "feature_ablation": Case(_ablation, {"cell": WINDOW, "fill": "zero"}),
     "rise": Case(params={"masks": GRID * GRID}),
+    "lime": Case(
+        _coalitions("Lime", 2 * GRID * GRID, ROWS_AT_ONCE),
+        {"cell": WINDOW, "fill": "zero", "samples": 2 * GRID * GRID},
+        agrees=None,
+    ),
+    # The whole and the empty coalition are among Captum's samples.
+    "kernel_shap": Case(
+        _coalitions("KernelShap", 2 * GRID * GRID + 2, ROWS_AT_ONCE),
+        {"cell": WINDOW, "fill": "zero", "samples": 2 * GRID * GRID},
+        agrees=None,
+    ),
+    "shapley_sampling": Case(
+        _coalitions("ShapleyValueSampling", 4, ROWS_AT_ONCE // 16),
+        {"cell": WINDOW, "fill": "zero", "permutations": 4},
+        agrees=None,
+    ),
 }

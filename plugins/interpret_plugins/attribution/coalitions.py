@@ -55,10 +55,11 @@ def score_coalitions(
         shares = []
         for row in sorted(set(rows.tolist())):
             drawn[row] = draw(row, numbers[rows == row].cpu()).to(rows.device)
-            always = drawn[row].new_ones(len(drawn[row]), 1)
-            numbered = features.numbers[row]
-            share = torch.cat([drawn[row], always], 1)[:, numbered.flatten()]  # -1 is the last one
-            shares.append(share.reshape(-1, *numbered.shape))
+            count, numbered = len(drawn[row]), features.numbers[row]
+            known = torch.cat([drawn[row], drawn[row].new_ones(count, 1)], 1)
+            place = numbered.flatten() % known.shape[1]  # -1 is the last one, which is always kept
+            share = known.gather(1, place.expand(count, -1))
+            shares.append(share.reshape(count, *numbered.shape))
         return torch.cat(shares)
 
     unchanged = torch.ones(len(features.counts), dtype=torch.bool, device=features.numbers.device)

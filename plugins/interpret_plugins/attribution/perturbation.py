@@ -48,7 +48,7 @@ class Pass(NamedTuple):
     Args:
         rows: `(P,)`, whose variant it is; ascending.
         numbers: `(P,)`, which of the row's variants.
-        kept: `(P, *row)`, the share of each value that was kept.
+        kept: `(P, *row)`, the share of each value that was kept; or bool.
         scores: `(P,)` float64.
     """
 
@@ -91,7 +91,7 @@ class Hiding:
         Args:
             job: reports, and says how many rows go through the model at once.
             counts: variants of each row.
-            kept: from rows and numbers `(P,)` to shares `(P, *row)` in [0, 1].
+            kept: from rows and numbers `(P,)` to shares `(P, *row)`, in [0, 1] or bool.
         """
         x, size = self._batch.inputs, job.max_rows
         each = torch.tensor(counts, device=x.device)
@@ -104,8 +104,11 @@ class Hiding:
             place = torch.arange((step - 1) * size, min(step * size, total), device=x.device)
             row = torch.searchsorted(ends, place, right=True)
             number = place - (ends - each)[row]
-            share = kept(row, number).to(x.dtype)
-            hidden = x[row] * share + self._fill * (1 - share)
+            share, hidden = kept(row, number), x.index_select(0, row)
+            if share.dtype is torch.bool:
+                torch.where(share, hidden, self._fill, out=hidden)
+            else:
+                torch.lerp(self._fill, hidden, share.to(x.dtype), out=hidden)
             scores, _ = self._scores(hidden, self._batch.targets.take(row))
             yield Pass(row, number, share, scores)
 
