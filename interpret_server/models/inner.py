@@ -245,6 +245,8 @@ def _between(model: Classifier, end: str) -> list[fx.Node]:
     observed = model.plans.observed(model.example)
 
     def carries(node: fx.Node) -> bool:
+        if node.meta.get("kind") == "constant":  # made at the size, or on the device, of a value
+            return False
         seen = observed.get(node.name)
         if seen is None:
             return True

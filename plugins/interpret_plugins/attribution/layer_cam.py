@@ -21,7 +21,7 @@ class LayerCAM(Plugin[ActivationMapParams, ActivationMap]):
     early layers, whose maps are fine.
 
     Source: Jiang, Zhang, Hou, Cheng & Wei 2021, "LayerCAM: Exploring Hierarchical Class Activation
-    Maps for Localization", section III, equations 5 to 7.
+    Maps for Localization".
     """
 
     name = "layer_cam"
