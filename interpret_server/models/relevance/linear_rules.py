@@ -33,7 +33,7 @@ def shares(
     """What each of several values gets of the relevance of a function that is linear in each.
 
     `a_i * sum over j of dz_j/da_i * R_j / z_j`: the shares of all values together sum to the
-    relevance for a linear function, and to its k-fold for a product of k values.
+    relevance for a linear function and for a norm, and to its k-fold for a product of k values.
 
     Args:
         function: from the values to z.

@@ -6,7 +6,9 @@ from typing import Any
 from torch import fx, nn
 
 from ..execution.draft import Draft, function_name
+from ..onnx.operators.activation import ScaledElu
 from ..packing import Unpack
+from ..torchscript.rectifiers import Clamp
 
 
 class Role(Enum):
@@ -14,7 +16,7 @@ class Role(Enum):
 
     MOVE = auto()  # to where each value was taken from
     PASS = auto()  # element by element, unchanged
-    SHARE = auto()  # in proportion to what each value contributes; linear in all its inputs
+    SHARE = auto()  # in proportion to what each value contributes to a sum, or to a norm
     PRODUCT = auto()  # linear in each of several inputs
     DIVIDE = auto()
     SUBTRACT = auto()
@@ -39,7 +41,8 @@ _MODULES: dict[type[nn.Module], Role] = {
     Unpack: Role.UNPACK,
     **dict.fromkeys((nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d), Role.SHARE),
     **dict.fromkeys(
-        (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d, nn.Fold), Role.SHARE
+        (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d, nn.Fold,
+        nn.LPPool1d, nn.LPPool2d, nn.LPPool3d), Role.SHARE
     ),
     **dict.fromkeys((nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d), Role.MOVE),
     **dict.fromkeys(
@@ -63,6 +66,7 @@ _MODULES: dict[type[nn.Module], Role] = {
             nn.SiLU, nn.Mish, nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid, nn.Hardshrink,
             nn.Softshrink, nn.Tanhshrink, nn.Softplus, nn.Softsign, nn.Sigmoid, nn.LogSigmoid,
             nn.Tanh, nn.Threshold, nn.LogSoftmax, nn.LocalResponseNorm, nn.RMSNorm,
+            Clamp, ScaledElu,
         ),
         Role.PASS,
     ),
@@ -77,21 +81,22 @@ _FUNCTIONS: dict[str, Role] = {
             amin as_list as_strided as_type at broadcast_tensors broadcast_to by_direction cat
             channel_shuffle chunk clone columns compressed concat concatenate constant_pad_nd
             contiguous convert convert_like cummax cummin depth_to_space detach diagonal double
-            dropout enter expand expand_as expand_to flatten flatten_at flip float gather getitem
-            hsplit hstack identity index index_put index_select item_at largest_everywhere leave
-            masked_fill masked_scatter masked_select max max_pool1d max_pool2d
-            max_pool2d_with_indices max_pool3d max_pool3d_with_indices max_with_indices maximum
-            maximum_over median merge_heads min minimum minimum_over moveaxis movedim narrow
-            pack_padded_sequence pad pad_window pad_with permute _pick pick pixel_shuffle
-            pixel_unshuffle place_elements place_slices ravel reflection_pad1d reflection_pad2d
-            repeat repeat_interleave replication_pad1d replication_pad2d reshape reshape_as
-            reshape_with_zeros reverse_axes reverse_sequence roll rot90 scatter select
+            dropout enter expand expand_as expand_to flatten flatten_at flip float frames gather
+            getitem hsplit hstack identity im2col index index_put index_select item_at
+            largest_everywhere leave masked_again masked_fill masked_scatter masked_select max
+            max_pool1d max_pool2d max_pool2d_with_indices max_pool3d max_pool3d_with_indices
+            max_with_indices maximum maximum_over median merge_heads min minimum minimum_over
+            moveaxis movedim narrow pack_padded_sequence pad pad_window pad_with permute _pick
+            pick pixel_shuffle pixel_unshuffle place_elements place_slices ravel reflection_pad1d
+            reflection_pad2d repeat repeat_interleave replication_pad1d replication_pad2d reshape
+            reshape_as reshape_with_zeros reverse_axes reverse_sequence roll rot90 scatter select
             select_scatter slice slice_along slice_import slice_scatter sort space_to_depth split
             split_by split_evenly split_every split_heads split_with_sizes squeeze squeeze_at
             stack swapaxes swapdims t take take_along_dim take_elements take_slices tensor_split
             tile tile_by to top topk transpose transposed triangle tril trim triu type_as unbind
-            unflatten unfold unsafe_chunk unsafe_split unsqueeze unsqueeze_at upsample_nearest1d
-            upsample_nearest2d upsample_nearest3d view view_as vsplit vstack where
+            unflatten unfold unmasked unsafe_chunk unsafe_split unsqueeze unsqueeze_at
+            upsample_nearest1d upsample_nearest2d upsample_nearest3d view view_as vsplit vstack
+            where
         """,
         Role.PASS: """
             abs acos acosh arctan asin asinh atan atanh batch_norm ceil celu channel_slope clamp
@@ -106,12 +111,13 @@ _FUNCTIONS: dict[str, Role] = {
             swish_with tan tanh tanhshrink threshold trunc
         """,
         Role.SHARE: """
-            adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d add add_causal_mask
-            add_channels add_mask avg_pool1d avg_pool2d avg_pool3d col2im cumsum fold grid_sample
-            grid_sampler grid_sampler_2d index_add interpolate masked_scores mean mean_everywhere
-            mean_over nanmean nansum resize rotated sample scatter_add sum sum_over sum_windows
+            absolute_sum_over adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d add
+            add_causal_mask add_channels add_mask avg_pool1d avg_pool2d avg_pool3d col2im cumsum
+            fold grid_sample grid_sampler grid_sampler_2d index_add interpolate linalg_vector_norm
+            masked_scores mean mean_everywhere mean_over nanmean nansum norm norm_everywhere
+            norm_over resize rotated sample scatter_add spectrum std sum sum_over sum_windows
             upsample_bicubic2d upsample_bilinear2d upsample_linear1d upsample_trilinear3d
-            windowed_mean
+            windowed_mean windowed_norm
         """,
         Role.PRODUCT: """
             addbmm addmm baddbmm bmm contract conv1d conv2d conv3d conv_transpose1d

@@ -320,5 +320,6 @@ class _Planner:
 
 def _carries(seen: Observed | None) -> bool:
     """Whether a node may hold values that relevance can come to."""
-    floating = seen is None or seen.dtype is None or seen.dtype.is_floating_point
-    return floating and not (seen is not None and seen.plain)
+    if seen is None or seen.dtype is None:
+        return seen is None or not seen.plain
+    return seen.dtype.is_floating_point or seen.dtype.is_complex

@@ -279,6 +279,35 @@ def test_an_operator_without_a_rule_is_refused_by_name_before_anything_runs() ->
         run(LRP, model, torch.rand(1, 6), Targets.classes(LABELS[:1]))
 
 
+class Spectrum(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.fft.rfft(x).abs())
+
+
+def test_complex_values_are_refused_and_not_passed_by() -> None:
+    model = classifier(Spectrum(), (6,))
+    with pytest.raises(FailedPrecondition, match="fft_rfft"):
+        run(LRP, model, torch.rand(1, 6), Targets.classes(LABELS[:1]))
+
+
+def test_the_parts_of_a_norm_share_by_their_squares() -> None:
+    class Length(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.linalg.vector_norm(x, dim=2)
+
+    x = torch.randn(2, 3, 4, dtype=torch.float64)
+    module = Length()
+    module.weight = nn.Parameter(torch.ones(1, dtype=torch.float64))
+    found = run(LRP, classifier(module, (3, 4)), x, Targets.classes(LABELS[:2]), rule="zero")
+    for row, label in enumerate(LABELS[:2].tolist()):
+        part = x[row, label]
+        torch.testing.assert_close(found.attributions[row, label], part**2 / part.norm())
+
+
 def test_z_box_is_refused_where_the_bounds_are_unknown() -> None:
     targets = Targets.classes(LABELS[:1])
     unbounded = classifier(network(), SHAPE, bounds=None)
