@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -105,7 +106,11 @@ def _alike(one: Step, other: Step) -> bool:
         ]
         for s in (one, other)
     ]
-    return settings[0] == settings[1]
+    return len(settings[0]) == len(settings[1]) and all(map(_equal, *settings))
+
+
+def _equal(one: Any, other: Any) -> bool:
+    return bool(one == other or (one != one and other != other))  # NaN is no other than NaN
 
 
 def _back(ours: Record, theirs: Record, gradient: Tensor) -> tuple[Tensor | None, tuple[str, ...]]:

@@ -97,6 +97,8 @@ def multipliers_of(operation: Operation, gradients: Gradients) -> Gradients:
     Raises:
         FailedPrecondition: the operator has no derivative and no rule.
     """
+    if not operation.moving:
+        return [None] * len(operation.layouts)
     return _RULES[operation.step.kind](operation, gradients)
 
 
@@ -194,7 +196,7 @@ def _pointwise(operation: Operation, gradients: Gradients) -> Gradients:
 def _secants(operation: Operation, gradients: Gradients, dtype: torch.dtype | None) -> Gradients:
     """Slopes between the two ends; of several arguments, their Shapley values over those."""
     gradient, moving = gradients[0], operation.moving
-    if gradient is None or not moving:
+    if gradient is None:
         return [None] * len(operation.layouts)
     if len(moving) > _MOST_TOGETHER:
         return _on_the_way(operation, gradients)

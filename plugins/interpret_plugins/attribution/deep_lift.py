@@ -1,5 +1,6 @@
 """DeepLIFT."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -30,11 +31,22 @@ ZERO = (
     "every attribution is zero: the target is the same at the baseline and at this input as far as "
     "any value tells, or the two are the same"
 )
-INEXACT = (
+_INEXACT = (
     "the attributions miss the target's difference between the input and the baseline by more than "
-    "5% of it: the network chooses by position what no multiplier tells, or its values leave the "
-    "range that it computes in"
+    "5% of it: "
 )
+_PICKED = "what {} picks by position differs between the two, and no multiplier tells that"
+_ROUNDED = "rounding, or an operator that is far from smooth, outweighs the difference"
+
+
+def inexact(unruled: Iterable[str]) -> str:
+    """What rows are told whose attributions do not add up.
+
+    Args:
+        unruled: the operators that multipliers do not tell of.
+    """
+    names = ", ".join(sorted(set(unruled)))
+    return _INEXACT + (_PICKED.format(names) if names else _ROUNDED)
 
 
 class DeepLiftParams(Params):
@@ -105,7 +117,8 @@ class DeepLift(Plugin[DeepLiftParams, DeepLiftResult]):
             torch.cat([part.objective for part in parts]),
             torch.cat([part.start for part in parts]),
         )
-        delta = convergence_delta(job, attributions, end, start, INEXACT)
+        message = inexact(name for part in parts for name in part.unruled)
+        delta = convergence_delta(job, attributions, end, start, message)
         warn_of_zeros(job, attributions, ZERO)
         logits = [part.logits for part in parts if part.logits is not None]
         return DeepLiftResult(attributions, delta, torch.cat(logits) if logits else None)

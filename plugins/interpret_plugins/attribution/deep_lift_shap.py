@@ -24,7 +24,7 @@ from interpret_server.plugin import (
 from .backgrounds import BASELINES, BackgroundParams, background
 from .baselines import check_baseline
 from .convergence import convergence_delta
-from .deep_lift import INEXACT, ZERO
+from .deep_lift import ZERO, inexact
 from .gradients import warn_of_zeros
 from .passes import passes
 
@@ -81,6 +81,7 @@ class DeepLiftShap(Plugin[DeepLiftShapParams, DeepLiftShapResult]):
         parts = passes(job, 2 * rows, count)  # a row runs at both ends
         total = torch.zeros_like(inputs, dtype=torch.float64)
         start = inputs.new_zeros(rows, dtype=torch.float64)
+        unruled: set[str] = set()
         for step in job.track(len(parts)):
             part = parts[step]
             baselines = torch.stack([choice.example(number, number) for number in part])
@@ -89,13 +90,14 @@ class DeepLiftShap(Plugin[DeepLiftShapParams, DeepLiftShapResult]):
             found = multipliers(
                 model, variants.flatten(0, 1), baselines.flatten(0, 1), batch.targets.take(index)
             )
+            unruled.update(found.unruled)
             shares = found.inputs.reshape(variants.shape) * (inputs - baselines)
             for share, value in zip(shares, found.start.reshape(-1, rows), strict=True):
                 total += share
                 start += value
         attributions = (total / count).to(inputs.dtype)
         end = found.objective[:rows]
-        delta = convergence_delta(job, attributions, end, start / count, INEXACT)
+        delta = convergence_delta(job, attributions, end, start / count, inexact(unruled))
         warn_of_zeros(job, attributions, ZERO)
         logits = None if found.logits is None else found.logits[:rows]
         return DeepLiftShapResult(attributions, delta, logits)

@@ -220,7 +220,11 @@ def test_what_no_multiplier_tells_is_warned_about() -> None:
     assert (
         float(result.convergence_delta[0].abs()) < 1e-6 < float(result.convergence_delta[1].abs())
     )
-    assert [rows for rows, _ in job.warnings] == [[False, True]]
+    ((rows, message),) = job.warnings
+    assert rows == [False, True]
+    assert message.endswith(
+        "what gather picks by position differs between the two, and no multiplier tells that"
+    )
     same: Any = Recorder()
     run(model, x, Targets.classes(torch.tensor([1, 1])), same, start=x)
     assert [message.split(":")[0] for _, message in same.warnings] == ["every attribution is zero"]
