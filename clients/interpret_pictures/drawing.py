@@ -17,7 +17,7 @@ from .signals import plot
 
 Files = dict[str, tuple[bytes, ...]]
 
-_ATTRIBUTIONS = ("attributions", "token_attributions")
+_ATTRIBUTIONS = ("attributions", "token_attributions", "randomised")
 _IMAGES = ("images", "adversarial", "crops")
 _LAYERS = ("activations", "filters")
 _ACROSS = 6  # pictures of a comparison side by side
@@ -62,13 +62,14 @@ class Drawn:
 def draw(arrays: Mapping[str, Floats], rendering: Rendering, scene: Scene) -> Drawn:
     """Draw what a result holds, by the names of its tensors, up to their first dot.
 
-    `attributions` and `token_attributions` are drawn in every style, under their own name where the
-    style is `auto` and as `attributions.overlay` and so on otherwise; an object mask comes with
-    `.object_cutout`. Where there are several, `comparison` shows them side by side in the first
+    `attributions`, `token_attributions` and `randomised` are drawn in every style, under their own
+    name where the style is `auto` and as `attributions.overlay` and so on otherwise; an object mask
+    comes with `.object_cutout`. Where there are several, `comparison` shows them side by side in the first
     style. `images`, `adversarial` and `crops` are drawn as they are, with `perturbation` for the
     difference to the inputs: grey where nothing changed, scaled to its largest change. Of
     `activations` and `filters` every channel is a tile. `positions` `(N, 2)` are one picture of
-    points, and one of the inputs in their places where those are images. Other tensors have none.
+    points, and one of the inputs in their places where those are images. A `curve`, or what ends in
+    `_curve`, `(N, points)` is a curve. Other tensors have no picture.
 
     Args:
         arrays: the result's tensors `(N, *row)`.
@@ -93,6 +94,8 @@ def draw(arrays: Mapping[str, Floats], rendering: Rendering, scene: Scene) -> Dr
         elif kind in _LAYERS:
             tiles = [tiled(row) for row in rows]
             pictures |= {name: tuple(png(tile) for tile in tiles if tile is not None)}
+        elif kind.endswith("curve") and rows.ndim == 2:
+            pictures[name] = tuple(png(plot(finite(row)[None])) for row in rows)
         elif kind == "positions" and rows.ndim == 2 and rows.shape[1] == 2:
             pictures |= draw_positions(name, rows, scene)
         if name == "adversarial" and scene.inputs is not None:

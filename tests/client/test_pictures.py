@@ -366,3 +366,19 @@ def test_what_is_about_other_rows_is_drawn_without_inputs() -> None:
     values, inputs = np.ones((2, 8, 8)), np.ones((5, 3, 8, 8))
     drawn = pictures.draw({"attributions": values}, Rendering(), Scene(inputs, "CHW", (0, 1)))
     assert len(drawn.pictures["attributions"]) == 2
+
+
+def test_curves_of_metrics_and_randomised_attributions_are_drawn() -> None:
+    rng = np.random.default_rng(7)
+    maps = rng.random((3, 1, 4, 4))
+    arrays = {
+        "attributions": maps[:1],
+        "randomised.fc": maps[1:2],
+        "morf_curve": rng.random((1, 9)),
+    }
+    drawn = pictures.draw(arrays, Rendering(), Scene(layout="CHW")).pictures
+    assert set(drawn) == {"attributions", "randomised.fc", "comparison", "morf_curve"}
+    assert drawn["morf_curve"] == (pictures.png(pictures.plot(arrays["morf_curve"])),)
+    cells = {name: pictures.heatmap(arrays[name][0]) for name in ("attributions", "randomised.fc")}
+    shown = pictures.sheet({"attributions": cells["attributions"], "fc": cells["randomised.fc"]})
+    assert drawn["comparison"] == (pictures.png(shown),)
