@@ -64,9 +64,9 @@ def draw(arrays: Mapping[str, Floats], rendering: Rendering, scene: Scene) -> Dr
 
     `attributions`, `token_attributions` and `randomised` are drawn in every style, under their own
     name where the style is `auto` and as `attributions.overlay` and so on otherwise; an object mask
-    comes with `.object_cutout`. Where there are several, `comparison` shows them side by side in the first
-    style. `images`, `adversarial` and `crops` are drawn as they are, with `perturbation` for the
-    difference to the inputs: grey where nothing changed, scaled to its largest change. Of
+    comes with `.object_cutout`. Where there are several, `comparison` shows them side by side in
+    the first style. `images`, `adversarial` and `crops` are drawn as they are, with `perturbation`
+    for the difference to the inputs: grey where nothing changed, scaled to its largest change. Of
     `activations` and `filters` every channel is a tile. `positions` `(N, 2)` are one picture of
     points, and one of the inputs in their places where those are images. A `curve`, or what ends in
     `_curve`, `(N, points)` is a curve. Other tensors have no picture.
