@@ -132,7 +132,7 @@ class ShapleyKernel:
         return kept
 
     def weights(self, numbers: Tensor) -> Tensor:
-        """`(P,)` float64; they sum to 1 over all numbers."""
+        """`(P,)` float64; over all numbers they sum to the kernel's share that was taken."""
         ends = torch.tensor(self._starts[1:]) * 2
         known = torch.tensor([*self._weights, self._weight_drawn], dtype=torch.float64)
         return known[torch.searchsorted(ends, numbers.cpu(), right=True)].to(numbers.device)

@@ -79,7 +79,7 @@ class KernelSHAP(Plugin[KernelSHAPParams, KernelSHAPResult]):
 
     Source: Lundberg & Lee 2017, "A Unified Approach to Interpreting Model Predictions", section 4.1
     and theorem 2; the constrained solution and paired sampling as in Covert & Lee 2021, "Improving
-    KernelSHAP: Practical Shapley Value Estimation Using Linear Regression", section 3.
+    KernelSHAP: Practical Shapley Value Estimation Using Linear Regression".
     """
 
     name = "kernel_shap"

@@ -14,7 +14,8 @@ class Fit(NamedTuple):
     Args:
         coefficients: `(M,)` float64.
         intercept: its value at zero.
-        score: the share of the weighted variance that it explains, at most 1.
+        score: the share of the weighted variance that it explains, at most 1; 0 where there is
+            none.
     """
 
     coefficients: Tensor
@@ -63,7 +64,7 @@ class Moments:
         coefficients[used] = solution
         means = self._sums[0, 1:] / self._sums[0, 0]
         intercept = float(means[-1] - means[:-1] @ coefficients)
-        score = 1 - missed / variance if variance > 0 else 1.0
+        score = 1 - missed / variance if variance > 0 else 0.0
         return Fit(coefficients, intercept, score)
 
     def constrained(self, total: Tensor) -> tuple[Tensor, bool]:

@@ -83,7 +83,7 @@ class ShapleySampling(Plugin[ShapleySamplingParams, ShapleySamplingResult]):
     Source: Castro, Gomez & Tejada 2009, "Polynomial calculation of the Shapley value based on
     sampling"; Strumbelj & Kononenko 2010, "An Efficient Explanation of Individual Classifications
     using Game Theory"; antithetic orders as in Mitchell, Cooper, Frank & Holmes 2022, "Sampling
-    Permutations for Shapley Value Estimation", section 3.
+    Permutations for Shapley Value Estimation".
     """
 
     name = "shapley_sampling"

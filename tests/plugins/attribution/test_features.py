@@ -20,7 +20,7 @@ from interpret_server.models.loading import load_classifier
 from interpret_server.models.manifest import Manifest
 from interpret_server.models.targets import Targets
 from interpret_server.plugin import Classifier
-from interpret_server.testing import classifier
+from interpret_server.testing import classifier, conformance
 
 METHODS = [FeatureAblation, KernelSHAP, LIME, ShapleySampling]
 
@@ -145,6 +145,13 @@ def test_every_method_explains_by_superpixels_on_a_file_that_only_predicts(
     assert torch.equal(sent.attributions, found.attributions)
     for number in range(int(found.features[0].max()) + 1):
         assert len(found.attributions[0][found.features[0] == number].unique()) == 1
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_rows_with_superpixels_of_their_own_keep_the_contract(method: type) -> None:
+    amounts = {"samples": 6, "permutations": 4}
+    few = {name: amounts[name] for name in amounts if name in method.params_type.model_fields}
+    conformance(method, params={"features": "superpixels", "segments": 4, **few})
 
 
 def test_inputs_without_positions_have_no_superpixels() -> None:

@@ -210,10 +210,20 @@ def test_poor_fits_and_rows_that_nothing_changes_are_warned_about() -> None:
     model, job = classifier(Parity(), (9,)), Recorder()
     targets = Targets.classes(torch.tensor([0, 1, 2]))
     found = lime(model, torch.ones(3, 9), targets, job, features="values", fill="zero")
-    assert [rows for rows, _ in job.warnings] == [[False, False, True], [True, False, False]]
+    assert [rows for rows, _ in job.warnings] == [[False, False, True], [True, False, True]]
     assert float(found.score[0]) < 0.1
     assert float(found.score[1]) > 0.99
     assert "explains less than 30%" in job.warnings[1][1]
+
+
+def test_a_kernel_that_is_too_narrow_to_see_anything_is_warned_about() -> None:
+    model, job = classifier(nn.Linear(6, 3), (6,)), Recorder()
+    targets = Targets.classes(torch.tensor([2]))
+    found = lime(
+        model, torch.rand(1, 6), targets, job, features="values", samples=40, kernel_width=1e-3
+    )
+    assert torch.isfinite(found.attributions).all()
+    assert "explains less than 30%" in job.warnings[0][1]
 
 
 def test_a_row_without_features_has_no_attributions() -> None:

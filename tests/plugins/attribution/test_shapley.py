@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from captum.attr import KernelShap, ShapleyValues, ShapleyValueSampling
@@ -15,6 +16,8 @@ from interpret_plugins.attribution.kernel_shap import KernelSHAP
 from interpret_plugins.attribution.shapley_sampling import ShapleySampling
 from interpret_plugins.attribution.shapley_values import Sampled
 from interpret_server.errors import InvalidRequest
+from interpret_server.models.loading import load_classifier
+from interpret_server.models.manifest import Manifest
 from interpret_server.models.targets import TargetKind, Targets
 from interpret_server.plugin import Classifier
 from interpret_server.testing import classifier
@@ -344,3 +347,23 @@ def test_budgets_that_are_too_large_are_refused() -> None:
         run(ShapleySampling(), wide, x, targets, features="values", permutations=1000)
     with pytest.raises(InvalidRequest, match="an even number"):
         run(ShapleySampling(), wide, x, targets, permutations=5)
+
+
+@pytest.mark.shared_data
+def test_both_methods_agree_on_photos(shared_data: Path) -> None:
+    path = shared_data / "models/cifar10/akamaster_resnet20_rgb01.pt"
+    manifest = Manifest.model_validate({"shape": (3, 32, 32), "bounds": (0, 1)})
+    model = load_classifier("net", path, manifest, device=torch.device("cpu")).classifier
+    photos = numpy.load(shared_data / "images/cifar10_exact.npz")
+    x, labels = torch.from_numpy(photos["x"][:2]).float() / 255, torch.from_numpy(photos["y"][:2])
+    targets, cut = Targets.classes(labels), {"features": "superpixels", "segments": 30}
+    kernel = run(KernelSHAP(), model, x, targets, **cut, samples=300)
+    orders = run(ShapleySampling(), model, x, targets, **cut, permutations=12)
+    assert int(orders.features.max()) > 10
+    logits = targets.select(model(x))
+    for row in range(2):
+        for found in (kernel, orders):
+            total = one_of_each(found, row).sum() + found.base_value[row]
+            assert float(total) == pytest.approx(float(logits[row]), abs=1e-4)
+        away = (kernel.attributions - orders.attributions)[row] / orders.standard_error[row]
+        assert float(away.square().mean().sqrt()) < 2
