@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -50,6 +50,11 @@ class GuidedIntegratedGradientsParams(Params):
         description="How far ahead of and behind the straight line a value may be, as a share of "
         "its way; 0 is the straight line, 1 sets no limit.",
     )
+    quadrature: Literal["trapezoid", "left"] = Field(
+        "trapezoid",
+        description="A step's gradient: the mean of those at its two ends, or, as published, that "
+        "at its beginning, whose sum can miss the target's difference by several times of it.",
+    )
     anchors: int = Field(
         0, ge=0, le=1000, description="Points of the straight line that the path is led through."
     )
@@ -82,8 +87,8 @@ class GuidedIntegratedGradients(
     The path from the baseline to the input is cut into steps of equal L1 length. Within a step,
     the `fraction` of the values whose gradient is smallest in magnitude move towards the input,
     then the next ones, until the step has its length; no value leaves the straight line by more
-    than `max_distance` of its way. A value's attribution is the sum over steps of its gradient at
-    the step's beginning times its move. So regions of large gradients that matter little to the
+    than `max_distance` of its way. A value's attribution is the sum over steps of its gradient
+    times its move. So regions of large gradients that matter little to the
     input are avoided, and the map has less noise. Values are in target units and sum to
     `S(x) - S(x')` as steps grow (completeness); `convergence_delta` is what the sum misses.
 
@@ -115,27 +120,27 @@ class GuidedIntegratedGradients(
             baseline = baseline_rows(model, params.baseline, inputs)
         way = (inputs.double() - baseline).flatten(1)
         share = torch.zeros_like(way)  # of its way that each value has gone
-        total = torch.zeros_like(way)
+        moved, before, total = (torch.zeros_like(way) for _ in range(3))
 
         def attributions() -> Tensor:
             return (way * total).reshape(inputs.shape).to(inputs.dtype)
 
         for step in job.track(params.steps + 1):
+            x = baseline + (share * way).reshape(inputs.shape).to(inputs.dtype)
+            found = model.gradient(inputs if step == params.steps else x, targets)
+            gradient = found.inputs.flatten(1).double()
+            trapezoid = params.quadrature == "trapezoid"
+            total += moved * ((before + gradient) / 2 if trapezoid else before)
+            job.preview(attributions=attributions)
+            if step == 0:
+                start = found.objective
             if step < params.steps:
-                x = baseline + (share * way).reshape(inputs.shape).to(inputs.dtype)
-                gradient = model.gradient(x, targets).inputs.flatten(1).double()
-                moved = _advanced(share, way.abs(), gradient.abs(), step, params)
-                total += gradient * (moved - share)
-                share = moved
-                job.preview(attributions=attributions)
-            else:
-                with torch.no_grad():
-                    end, logits = model.objective(inputs, targets)
-                    start, _ = model.objective(baseline, targets)
-        found = attributions()
-        warn_of_zeros(job, found, _ZERO)
-        delta = convergence_delta(job, found, end, start)
-        return GuidedIntegratedGradientsResult(found, delta, logits)
+                after = _advanced(share, way.abs(), gradient.abs(), step, params)
+                share, moved, before = after, after - share, gradient
+        result = attributions()
+        warn_of_zeros(job, result, _ZERO)
+        delta = convergence_delta(job, result, found.objective, start)
+        return GuidedIntegratedGradientsResult(result, delta, found.logits)
 
 
 def _advanced(
