@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from dataclasses import fields as dataclass_fields
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Any, ClassVar, Generic, TypeVar, get_args, get_origin
+from typing import Any, ClassVar, Generic, Literal, TypeVar, get_args, get_origin
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -155,9 +155,15 @@ def group_output(description: str) -> Any:
     return field(metadata={"role": Role.GROUP, "description": description})
 
 
-def metric(description: str) -> Any:
-    """Describe a per-row number of a result, `(N,)`."""
-    return field(metadata={"role": Role.METRIC, "description": description})
+def metric(description: str, *, better: Literal["low", "high"] | None = None) -> Any:
+    """Describe a per-row number of a result, `(N,)`.
+
+    Args:
+        description: one sentence for the plugin's page.
+        better: which values are good, for a number that ranks what a plugin judges.
+    """
+    metadata = {"role": Role.METRIC, "description": description, "better": better}
+    return field(metadata=metadata)
 
 
 def logits_before() -> Any:
@@ -275,7 +281,9 @@ class Job:
         try:
             params = plugin.params_type.model_validate_json(json.dumps(method.params))
         except ValidationError as error:
-            raise InvalidRequest.field(f"{method.field}.params", str(error)) from None
+            wrong = error.errors(include_url=False)[0]
+            place = ".".join([f"{method.field}.params", *map(str, wrong["loc"])])
+            raise InvalidRequest.field(place, wrong["msg"]) from None
         return BoundPlugin(plugin, params, self, method.field)
 
     def find(self, name: str) -> "Plugin[Any, Any] | None":

@@ -34,6 +34,8 @@ from .judged import (
     scores,
 )
 
+AREA = "Area under the curve over the share of positions, in units of the score."
+
 
 class CurveParams(ScoringParams):
     steps: int = Field(
@@ -54,7 +56,7 @@ class CurveParams(ScoringParams):
 
 @dataclass(frozen=True)
 class CurveResult:
-    area: Tensor = metric("Area under the curve over the share of positions, in [0, 1] of them.")
+    area: Tensor = metric(AREA)
     curve: Tensor = output(
         "The score with a growing share of positions changed, from none to all, `(N, points)`.",
         like_input=False,
@@ -103,7 +105,10 @@ class CurvePlugin(Plugin[CurveParams, CurveResult]):
                 variants = torch.where(changed, filled[rows], x[rows])
             curve[rows, numbers] = scores(model, variants, batch.targets.take(rows), params.score)
         area = torch.trapezoid(curve, counts / positions.count)
-        return CurveResult(area.to(x.dtype), curve.to(x.dtype), attributions)
+        result: CurveResult = self.result_type(
+            area=area.to(x.dtype), curve=curve.to(x.dtype), attributions=attributions
+        )
+        return result
 
 
 def _filled(model: Classifier, x: Tensor, params: CurveParams) -> Tensor:

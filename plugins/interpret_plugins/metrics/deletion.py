@@ -1,6 +1,17 @@
 """Deletion: how fast the score falls as what matters most is taken away."""
 
-from .curves import CurvePlugin
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from interpret_server.plugin import metric
+
+from .curves import AREA, CurvePlugin, CurveResult
+
+
+@dataclass(frozen=True)
+class DeletionResult(CurveResult):
+    area: Tensor = metric(AREA, better="low")
 
 
 class Deletion(CurvePlugin):
@@ -15,4 +26,5 @@ class Deletion(CurvePlugin):
     """
 
     name = "deletion"
+    result_type = DeletionResult
     inserts = False

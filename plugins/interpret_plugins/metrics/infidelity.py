@@ -59,7 +59,9 @@ class InfidelityParams(JudgeParams):
 
 @dataclass(frozen=True)
 class InfidelityResult:
-    infidelity: Tensor = metric("Mean squared error of the predicted change, in target units.")
+    infidelity: Tensor = metric(
+        "Mean squared error of the predicted change, in target units.", better="low"
+    )
     factor: Tensor = metric("What the attribution was multiplied by; 1 without `scale`.")
     attributions: Tensor = output("What was judged, as its method gave it.")
 

@@ -1,6 +1,17 @@
 """Insertion: how fast the score rises as what matters most is put back."""
 
-from .curves import CurvePlugin
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from interpret_server.plugin import metric
+
+from .curves import AREA, CurvePlugin, CurveResult
+
+
+@dataclass(frozen=True)
+class InsertionResult(CurveResult):
+    area: Tensor = metric(AREA, better="high")
 
 
 class Insertion(CurvePlugin):
@@ -16,4 +27,5 @@ class Insertion(CurvePlugin):
     """
 
     name = "insertion"
+    result_type = InsertionResult
     inserts = True

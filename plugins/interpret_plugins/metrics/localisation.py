@@ -28,9 +28,15 @@ class LocalisationParams(MaskParams):
 
 @dataclass(frozen=True)
 class LocalisationResult:
-    energy: Tensor = metric("Share of the attribution that lies on the object; 0 if there is none.")
-    rank_accuracy: Tensor = metric("Share of the K largest positions on an object of K positions.")
-    iou: Tensor = metric("Intersection over union of the object and the K largest positions.")
+    energy: Tensor = metric(
+        "Share of the attribution that lies on the object; 0 if there is none.", better="high"
+    )
+    rank_accuracy: Tensor = metric(
+        "Share of the K largest positions on an object of K positions.", better="high"
+    )
+    iou: Tensor = metric(
+        "Intersection over union of the object and the K largest positions.", better="high"
+    )
     chance: Tensor = metric("The object's share of all positions: what a random map scores.")
     attributions: Tensor = output("What was judged, as its method gave it.")
 

@@ -38,7 +38,9 @@ class MaxSensitivityParams(JudgeParams):
 
 @dataclass(frozen=True)
 class MaxSensitivityResult:
-    max_sensitivity: Tensor = metric("Largest distance between attributions that was found.")
+    max_sensitivity: Tensor = metric(
+        "Largest distance between attributions that was found.", better="low"
+    )
     mean_sensitivity: Tensor = metric("Mean distance between attributions.")
     attributions: Tensor = output("Those of the unchanged inputs, as the method gave them.")
 

@@ -36,7 +36,9 @@ class PointingGameParams(MaskParams):
 
 @dataclass(frozen=True)
 class PointingGameResult:
-    hit: Tensor = metric("1 where the largest attribution lies on the object, else 0.")
+    hit: Tensor = metric(
+        "1 where the largest attribution lies on the object, else 0.", better="high"
+    )
     chance: Tensor = metric("The object's share of all positions: hits of a random attribution.")
     attributions: Tensor = output("What was judged, as its method gave it.")
 

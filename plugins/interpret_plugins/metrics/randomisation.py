@@ -54,7 +54,9 @@ class RandomisationParams(JudgeParams):
 
 @dataclass(frozen=True)
 class RandomisationResult:
-    similarity: Tensor = metric("Mean rank correlation with the trained model's attribution.")
+    similarity: Tensor = metric(
+        "Mean rank correlation with the trained model's attribution.", better="low"
+    )
     last: Tensor = metric("Rank correlation at the last step: all layers random, if cascading.")
     spearman: Mapping[str, Tensor] = output(
         "Rank correlation with the trained model's attribution, `(N,)`, by the layer that became "

@@ -54,7 +54,9 @@ class ROADParams(ScoringParams):
 
 @dataclass(frozen=True)
 class ROADResult:
-    gap: Tensor = metric("Mean score, least relevant first, less that of most relevant first.")
+    gap: Tensor = metric(
+        "Mean score, least relevant first, less that of most relevant first.", better="high"
+    )
     morf: Tensor = metric("Mean score with the most relevant places removed first.")
     lerf: Tensor = metric("Mean score with the least relevant places removed first.")
     morf_curve: Tensor = output(
