@@ -62,7 +62,7 @@ class FeatureAblation(Plugin[FeatureParams, FeatureAblationResult]):
     def run(
         self, model: Classifier, batch: Batch, params: FeatureParams, job: Job
     ) -> FeatureAblationResult:
-        features = features_of(model, batch, params)
+        features = features_of(model, batch, params, job)
 
         def kept(rows: Tensor, numbers: Tensor) -> Tensor:
             whole = features.numbers[rows]

@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from interpret_server.plugin import AuxTensor, Batch, Classifier, InvalidRequest
+from interpret_server.plugin import AuxTensor, Batch, Classifier, InvalidRequest, Job
 
 from .perturbation import (
     MAX_VARIANTS,
@@ -28,6 +28,11 @@ FEATURES: Mapping[str, AuxTensor] = {
         like_input=False,
     )
 }
+
+_WHOLE = (
+    "the whole input became a single superpixel, because its values vary too much from place to "
+    "place: raise `compactness` or `segments`"
+)
 
 _Size = Annotated[int, Field(ge=1)]
 
@@ -56,7 +61,8 @@ class FeatureParams(PerturbationParams):
         le=10_000,
         description="Superpixels are the squarer, the greater this is: the difference in colour "
         "(CIELAB; for other than three channels 100 is the width of the bounds) that counts as "
-        "much as the distance between neighbouring superpixels.",
+        "much as the distance between neighbouring superpixels. Noisy inputs need more of it, or "
+        "few superpixels are left.",
     )
 
 
@@ -91,7 +97,7 @@ def check_features(model: Classifier, params: FeatureParams) -> None:
 
 
 def features_of(
-    model: Classifier, batch: Batch, params: FeatureParams, most: int = MAX_VARIANTS
+    model: Classifier, batch: Batch, params: FeatureParams, job: Job, most: int = MAX_VARIANTS
 ) -> Features:
     """The features of a batch: the caller's, or what the parameters ask for.
 
@@ -99,6 +105,7 @@ def features_of(
         model: that takes the inputs.
         batch: what is explained.
         params: which features, where the caller brings none.
+        job: warns about rows that could not be cut.
         most: features that a row may have.
 
     Raises:
@@ -120,6 +127,10 @@ def features_of(
         raise InvalidRequest.field(
             field, f"{max(features.counts)} features in a row; at most {most} are tried together"
         )
+    if field == "params.segments" and params.segments > 1:
+        whole = torch.tensor(features.counts, device=found.device) == 1
+        if whole.any():
+            job.warn(whole, _WHOLE)
     return features
 
 

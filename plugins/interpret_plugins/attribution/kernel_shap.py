@@ -94,7 +94,7 @@ class KernelSHAP(Plugin[KernelSHAPParams, KernelSHAPResult]):
     def run(
         self, model: Classifier, batch: Batch, params: KernelSHAPParams, job: Job
     ) -> KernelSHAPResult:
-        features = features_of(model, batch, params, MAX_FEATURES)
+        features = features_of(model, batch, params, job, MAX_FEATURES)
 
         @cache
         def kernel(count: int) -> ShapleyKernel:

@@ -110,7 +110,7 @@ class LIME(Plugin[LIMEParams, LIMEResult]):
         check_features(model, params)
 
     def run(self, model: Classifier, batch: Batch, params: LIMEParams, job: Job) -> LIMEResult:
-        features = features_of(model, batch, params, MAX_FEATURES)
+        features = features_of(model, batch, params, job, MAX_FEATURES)
         rows = len(batch)
         attributions = torch.zeros_like(batch.inputs)
         score, intercept = attributions.new_zeros(rows), attributions.new_zeros(rows)

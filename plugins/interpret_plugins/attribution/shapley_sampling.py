@@ -102,7 +102,7 @@ class ShapleySampling(Plugin[ShapleySamplingParams, ShapleySamplingResult]):
     def run(
         self, model: Classifier, batch: Batch, params: ShapleySamplingParams, job: Job
     ) -> ShapleySamplingResult:
-        features = features_of(model, batch, params)
+        features = features_of(model, batch, params, job)
         estimates = [
             _estimate(count, seed, params, batch.inputs)
             for count, seed in zip(features.counts, batch.seeds, strict=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
-from perturbing import SHAPE, images, loaded, network, run
+from perturbing import SHAPE, Recorder, images, loaded, network, run
 from skimage.measure import label
 from skimage.segmentation import slic
 from torch import Tensor, nn
@@ -87,6 +87,18 @@ def test_a_plain_image_without_bounds_has_superpixels_too() -> None:
     model = model_of((1, 16, 16), "CHW", None)
     found = superpixels(model, torch.full((1, 1, 16, 16), 0.7), 16, 10.0)
     assert len(found.unique()) == 16
+
+
+def test_inputs_that_noise_leaves_in_one_piece_are_warned_about() -> None:
+    model, job = model_of((3, 24, 24), "CHW"), Recorder()
+    noise = torch.rand(1, 3, 24, 24, generator=torch.Generator().manual_seed(0))
+    x, targets = torch.cat([noise, quarters(3)[:1]]), Targets.classes(torch.tensor([1, 2]))
+    params = {"features": "superpixels", "segments": 9}
+    run(FeatureAblation(), model, x, targets, job, **params)
+    assert [rows for rows, _ in job.warnings] == [[True, False]]
+    assert "a single superpixel" in job.warnings[0][1]
+    run(FeatureAblation(), model, x, targets, job, **params, compactness=1000)
+    assert len(job.warnings) == 1
 
 
 @pytest.mark.parametrize("channels", [1, 3])
