@@ -33,8 +33,9 @@ class Composite:
     Args:
         convolution: of convolutions.
         dense: of linear layers.
-        first: of convolutions that no other layer with weights precedes; None for `convolution`;
-            `z_box` for that rule with the bounds of the input.
+        first: of convolutions that no other layer with weights precedes, but for those over
+            embedded tokens; None for `convolution`; `z_box` for that rule with the bounds of the
+            input.
         epsilon: stabilises sums, products and normalisation.
         products: of two values that both depend on the input: `uniform` gives each half; `signal`
             gives a gate (a sigmoid, a softmax, another bounded function) nothing.
@@ -228,7 +229,8 @@ class _Planner:
     ) -> LinearRule | Literal["z_box"]:
         if not isinstance(module, CONVOLUTIONS):
             return self._others(node, self.composite.dense)
-        if self.composite.first is None or self.deep.intersection(sources):
+        tokens = self.model.encoded and self.model.packing is None
+        if self.composite.first is None or tokens or self.deep.intersection(sources):
             return self._others(node, self.composite.convolution)
         if self.composite.first == "z_box" and not self.raw.issuperset(sources):
             raise FailedPrecondition(

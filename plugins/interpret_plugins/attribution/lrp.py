@@ -43,9 +43,9 @@ class LRPParams(Params):
     )
     first_layer: Literal["as_named", "as_others", "z_box", "w2", "flat"] = Field(
         "as_named",
-        description="The rule of convolutions that no other layer with weights precedes: what "
-        "`rule` says, the same as for other convolutions, or one by name. `z_box` needs the "
-        "input's bounds.",
+        description="The rule of convolutions that no other layer with weights precedes, but for "
+        "those over embedded tokens: what `rule` says, the same as for other convolutions, or one "
+        "by name. `z_box` needs the input's bounds.",
     )
     epsilon: float = Field(
         1e-6, ge=0, le=1e3, description="Added to what relevance is divided by, in layer units."

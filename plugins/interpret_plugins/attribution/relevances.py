@@ -14,6 +14,11 @@ _ZERO = (
     "no relevance comes back to the input: the target's value is 0, or everything that leads to it "
     "is 0 here"
 )
+_LARGEST_SUM = 100  # times the target's value
+_UNSTABLE = (
+    "the relevances sum to more than 100 times the target's value: something was divided by a sum "
+    "near 0; raise epsilon or use another rule"
+)
 _NOT_FINITE = (
     "some relevances were not finite and are given as 0; use another rule or raise epsilon"
 )
@@ -43,5 +48,9 @@ def input_relevance(
     inputs = torch.where(found.inputs.isfinite(), found.inputs, 0)
     warn_of_zeros(job, inputs, _ZERO)
     total = inputs.double().flatten(1).sum(1)
-    delta = (total - found.objective.double()).to(found.objective.dtype)
+    objective = found.objective.double()
+    unstable = total.abs() > _LARGEST_SUM * objective.abs()
+    if unstable.any():
+        job.warn(unstable, _UNSTABLE)
+    delta = (total - objective).to(found.objective.dtype)
     return RelevanceResult(inputs, delta, found.logits)

@@ -318,6 +318,20 @@ def test_z_box_is_refused_where_the_bounds_are_unknown() -> None:
         run(LRP, late, torch.rand(1, *SHAPE), Targets.classes(LABELS[:1]), rule="epsilon_gamma_box")
 
 
+def test_sums_near_zero_are_warned_about() -> None:
+    module = nn.Linear(2, 2).double().requires_grad_(False)
+    module.weight.copy_(torch.tensor([[1.0, 1.0], [1.0, 1.0]]))
+    module.bias.copy_(torch.tensor([1e-4 - 2, 1.0]))
+    network = nn.Sequential(module, nn.Linear(2, 1).double(), nn.Flatten())
+    network[1].weight.data.fill_(1.0)
+    network[1].bias.data.fill_(-3.0)
+    job, x = Recorder(), torch.tensor([[1.0, 1.0], [2.0, 2.0]], dtype=torch.float64)
+    targets = Targets.classes(torch.tensor([1, 1]))
+    found = run(LRP, classifier(network, (2,)), x, targets, job, rule="zero")
+    assert abs(float(found.conservation_delta[0])) > 100 * abs(float(found.logits[0, 1]))
+    assert [rows for rows, _ in job.warned] == [[True, False]]
+
+
 class Chosen(nn.Module):
     """Takes another path for some inputs, which no graph holds."""
 
