@@ -10,6 +10,7 @@ from ..plugin import Job
 from ..registry import AnyPlugin
 from .api import Preview, Progress, RowWarning
 from .arrays import to_array
+from .explained import by_input, token_attributions
 from .member import Member, why_nobody_waits
 
 PROGRESS_SECONDS = 0.01
@@ -141,7 +142,9 @@ class EngineJob(Job):
                 continue
             part = slice(first - self._rows.start, last - self._rows.start)
             half = member.request.call.half
-            arrays = {name: to_array(item[part], half=half) for name, item in made.items()}
+            mine = by_input(member.request, {name: item[part] for name, item in made.items()})
+            mine |= token_attributions(member.request, mine)
+            arrays = {name: to_array(item, half=half) for name, item in mine.items()}
             done, total = self._position(self._current)
             member.mailbox.preview(Preview(done, total, arrays))
 

@@ -5,13 +5,13 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from .. import __version__
-from ..plugin import Role, fields_like_input, role_of
+from ..plugin import Role, role_of
 from ..registry import AnyPlugin
 from .api import Prediction, Provenance, Result, SecondModel
 from .arrays import to_array
 from .drawing import draw
+from .explained import by_input, token_attributions
 from .member import Outcome
-from .per_token import token_attributions
 from .request import Request
 from .targets import report_targets
 
@@ -23,7 +23,7 @@ def assemble(request: Request, outcome: Outcome) -> Result:
     by_role: dict[Role, dict[str, Tensor]] = {role: {} for role in Role}
     for name, value in outcome.tensors.items():
         by_role[_role(request.plugin, name)][name] = value
-    parts = _split(request, by_role[Role.TENSOR] | by_role[Role.GROUP])
+    parts = by_input(request, by_role[Role.TENSOR] | by_role[Role.GROUP])
     sent = parts | token_attributions(request, parts)
     tensors = {name: to_array(value, half=request.call.half) for name, value in sent.items()}
     pictures, remarks = draw(request, sent, by_role[Role.LOGITS_BEFORE])
@@ -40,28 +40,6 @@ def assemble(request: Request, outcome: Outcome) -> Result:
         pictures=pictures,
         provenance=_provenance(request, outcome),
     )
-
-
-def _split(request: Request, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors like the inputs of a model of several, each as one tensor per input.
-
-    One input that can change keeps the tensor's own name; of several, `attributions` becomes
-    `attributions.<input>`.
-    """
-    classifier, batch = request.served.classifier, request.batch
-    whole = dict(tensors)
-    if classifier.packing is None:
-        return whole
-    alike = fields_like_input(request.plugin.result_type)
-    row = classifier.row_shape(batch.inputs) if batch.has_inputs else classifier.input_shape
-    for name, value in tensors.items():
-        if name not in alike or tuple(value.shape[1:]) != row:
-            continue
-        del whole[name]
-        parts = classifier.split(value)
-        for part, piece in parts.items():
-            whole[name if len(parts) == 1 else f"{name}.{part}"] = piece
-    return whole
 
 
 def _role(plugin: AnyPlugin, name: str) -> Role:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from engine_fakes import array, calling, result, serving, tensor, to_class
+from engine_fakes import array, calling, events, result, serving, tensor, to_class
 from torch import Tensor, nn
 
 from interpret_plugins.attribution.feature_ablation import FeatureAblation
@@ -13,7 +13,8 @@ from interpret_plugins.attribution.input_x_gradient import InputXGradient
 from interpret_plugins.attribution.integrated_gradients import IntegratedGradients
 from interpret_plugins.attribution.occlusion import Occlusion
 from interpret_plugins.attribution.saliency import Saliency
-from interpret_server.engine.api import Result
+from interpret_server.engine import job
+from interpret_server.engine.api import Preview, Result
 from interpret_server.models.manifest import Manifest
 
 WORDS = 9
@@ -106,6 +107,27 @@ async def test_of_several_inputs_only_tokens_are_summed(tmp_path: Path) -> None:
     summed = tensor(found.tensors["token_attributions.text"])
     expected = (torch.tanh(net.table(ids)) * mask[..., None]) @ net.last.weight[1]
     torch.testing.assert_close(summed, expected.detach(), rtol=1e-4, atol=1e-5)
+
+
+async def test_previews_are_sent_by_input_and_token_as_results_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job, "PREVIEW_SECONDS", 0.0)
+    inputs = [{"name": "text", "shape": [5]}, {"name": "mask", "shape": [5], "kind": "integers"}]
+    manifest = {"inputs": [*inputs, {"name": "facts", "shape": [2]}]}
+    torch.jit.script(Pair().eval()).save(str(tmp_path / "net.pt"))
+    ids, mask = array(tokens(2, 5), torch.int64), array(torch.ones(2, 5), torch.int64)
+    sent = {"text": ids, "mask": mask, "facts": array(torch.rand(2, 2))}
+    async with serving(IntegratedGradients()) as worker:
+        await worker.load("pair", tmp_path / "net.pt", Manifest.model_validate(manifest))
+        call = calling(
+            "integrated_gradients", sent, model="pair", targets=to_class(1), previews=True
+        )
+        found = await events(worker, call)
+    preview = [item for item in found if isinstance(item, Preview)][-1]
+    assert preview.tensors.keys() == found[-1].tensors.keys()
+    for name, value in found[-1].tensors.items():
+        torch.testing.assert_close(tensor(preview.tensors[name]), tensor(value))
 
 
 async def test_one_text_with_its_mask_keeps_the_plain_name(tmp_path: Path) -> None:

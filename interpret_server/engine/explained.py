@@ -1,4 +1,4 @@
-"""Attributions of tokens' embeddings as one number per token."""
+"""What is computed of a model's rows, by the inputs and tokens that callers know."""
 
 from collections.abc import Mapping
 
@@ -8,6 +8,28 @@ from ..plugin import Kind, fields_like_input, shared_fields
 from .request import Request
 
 _FIELD = "attributions"
+
+
+def by_input(request: Request, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors like the inputs of a model of several, each as one tensor per input.
+
+    One input that can change keeps the tensor's own name; of several, `attributions` becomes
+    `attributions.<input>`.
+    """
+    classifier, batch = request.served.classifier, request.batch
+    whole = dict(tensors)
+    if classifier.packing is None:
+        return whole
+    alike = fields_like_input(request.plugin.result_type)
+    row = classifier.row_shape(batch.inputs) if batch.has_inputs else classifier.input_shape
+    for name, value in tensors.items():
+        if name not in alike or tuple(value.shape[1:]) != row:
+            continue
+        del whole[name]
+        parts = classifier.split(value)
+        for part, piece in parts.items():
+            whole[name if len(parts) == 1 else f"{name}.{part}"] = piece
+    return whole
 
 
 def token_attributions(request: Request, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
