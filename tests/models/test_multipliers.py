@@ -108,6 +108,10 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "rounding": lambda h: torch.round(4 * h),
     "whole_numbers": lambda h: (4 * h).to(torch.int64).to(h.dtype) / 4,
     "running_product": lambda h: h.cumprod(1),
+    "product": lambda h: h.prod(1, keepdim=True),
+    "sorted": lambda h: h.sort(1).values,
+    "strongest": lambda h: h.topk(2, 1).values,
+    "running_maximum": lambda h: _pairs(h).cummax(2).values,
     "spectrum": lambda h: torch.fft.rfft(h).abs(),
     "resized": lambda h: F.interpolate(_image(h), scale_factor=2, mode="bilinear"),
     "unfolded": lambda h: F.unfold(_image(h), 2),
@@ -149,7 +153,7 @@ def test_multipliers_are_complete(name: str) -> None:
     baseline[1, :3] = x[1, :3]
     targets = Targets.classes(torch.tensor([0, 1, 2, 0, 1, 2]))
     found = multipliers(model, x, baseline, targets)
-    assert_complete(found, x, baseline, 1e-12 if name != "running_product" else 1e-9)
+    assert_complete(found, x, baseline, 1e-12)
     alone = multipliers(model, x[2:3], baseline[2:3], targets.take(slice(2, 3)))
     torch.testing.assert_close(alone.inputs, found.inputs[2:3], rtol=1e-9, atol=1e-11)
 

@@ -20,6 +20,9 @@ class Kind(Enum):
     SOFTMAX = auto()
     LOG_SOFTMAX = auto()
     LOG_SUM_EXP = auto()
+    ALONG = (
+        auto()
+    )  # of the values along one axis each: as OTHER, and what that misses is shared out
     OTHER = auto()  # the mean of gradients on the way
 
 
@@ -63,6 +66,7 @@ _KINDS: dict[Kind, frozenset[Any]] = {
     Kind.SOFTMAX: _packets("_softmax _safe_softmax"),
     Kind.LOG_SOFTMAX: _packets("_log_softmax"),
     Kind.LOG_SUM_EXP: _packets("logsumexp"),
+    Kind.ALONG: _packets("sort topk cummax cummin cumprod logcumsumexp"),
 }
 _BY_PACKET = {packet: kind for kind, packets in _KINDS.items() for packet in packets}
 

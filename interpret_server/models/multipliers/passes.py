@@ -13,7 +13,8 @@ from ..batching import InGroups
 from ..classifier import Classifier
 from ..execution.draft import Draft
 from ..targets import Targets
-from .rules import Operation, multipliers_of
+from .operation import Operation
+from .rules import multipliers_of
 from .tape import Record, Slot, Step, record
 
 

@@ -4,84 +4,18 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import combinations
 from math import comb
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...errors import FailedPrecondition
-from .operators import INDEXED, Kind, varies
-from .tape import Layout, Step
+from .operation import Gradients, Operation, gradient_at, placed
+from .operators import Kind
+from .tape import Step
 
 _aten = torch.ops.aten
 _NEAR = 1e-9  # of the values' size: below it a quotient of differences is rounding alone
 _NODES = 32  # gradients between the two ends, for operators without a rule of their own
 _MOST_TOGETHER = 3  # arguments of one pointwise operator that secants are taken of
-
-Gradients = list[Tensor | None]
-
-
-class Operation:
-    """An operator's call in a pass of the input and in one of the baseline.
-
-    Args:
-        step: of both passes.
-        layouts: of what it reads.
-        x: the values that it reads at the input; None where the multipliers do not depend on them.
-        baseline: the same at the baseline.
-
-    Attributes:
-        moving: which of those multipliers are wanted for: floating-point values, and others where
-            they differ.
-        unruled: the operator picks values by whole numbers that differ, or gives such numbers, so
-            that what it passes back is not all.
-    """
-
-    def __init__(
-        self,
-        step: Step,
-        layouts: Sequence[Layout],
-        x: Sequence[Tensor | None],
-        baseline: Sequence[Tensor | None],
-    ) -> None:
-        self.step, self.layouts = step, layouts
-        self.x, self.baseline = list(x), list(baseline)
-        self.moving: list[int] = []
-        self.unruled = False
-        for index, (layout, ours, theirs) in enumerate(zip(layouts, x, baseline, strict=True)):
-            if varies(layout.dtype):
-                self.moving.append(index)
-            elif ours is not None and theirs is not None and not torch.equal(ours, theirs):
-                if step.operator.overloadpacket in INDEXED:
-                    self.unruled = True
-                else:
-                    self.moving.append(index)
-
-    def ends(self, dtype: torch.dtype | None) -> tuple[list[Tensor], list[Tensor]]:
-        """The arguments at the input and at the baseline; floating-point ones in a type."""
-
-        def cast(values: list[Tensor | None]) -> list[Tensor]:
-            every = [self._value(index, value) for index, value in enumerate(values)]
-            return [v.to(dtype) if dtype and v.is_floating_point() else v for v in every]
-
-        return cast(self.x), cast(self.baseline)
-
-    def numbers(self) -> tuple[list[Tensor], list[Tensor]]:
-        """The same, with those that differ as floating-point numbers, so that they mix."""
-        ours, theirs = self.ends(None)
-        kinds = [layout.dtype for layout in self.layouts if varies(layout.dtype)]
-        for index in self.moving:
-            if not varies(ours[index].dtype):
-                dtype = kinds[0] if kinds else torch.float64
-                ours[index], theirs[index] = ours[index].to(dtype), theirs[index].to(dtype)
-        return ours, theirs
-
-    def call(self, values: Sequence[Tensor]) -> list[Any]:
-        """The results, flat."""
-        return self.step.call(values)
-
-    def _value(self, index: int, value: Tensor | None) -> Tensor:
-        return self.layouts[index].blank() if value is None else value
 
 
 def multipliers_of(operation: Operation, gradients: Gradients) -> Gradients:
@@ -102,56 +36,11 @@ def multipliers_of(operation: Operation, gradients: Gradients) -> Gradients:
     return _RULES[operation.step.kind](operation, gradients)
 
 
-def _gradient_at(
-    operation: Operation, values: Sequence[Tensor], gradients: Gradients
-) -> list[Tensor]:
-    leaves = [
-        value.detach().requires_grad_() if index in operation.moving else value
-        for index, value in enumerate(values)
-    ]
-    wanted = [leaves[index] for index in operation.moving]
-    try:
-        with torch.enable_grad():
-            results = operation.call(leaves)
-        told = [
-            (result, gradient)
-            for result, gradient in zip(results, gradients, strict=True)
-            if gradient is not None
-        ]
-        continuous = [pair for pair in told if varies(pair[0].dtype)]
-        operation.unruled |= len(continuous) < len(told)
-        if not continuous:
-            return [torch.zeros_like(leaf) for leaf in wanted]
-        pairs = [(value, g.to(value.dtype)) for value, g in continuous if value.requires_grad]
-        if not pairs:
-            raise NotImplementedError
-        found: tuple[Tensor, ...] = torch.autograd.grad(
-            [value for value, _ in pairs],
-            wanted,
-            [gradient for _, gradient in pairs],
-            allow_unused=True,
-            materialize_grads=True,
-        )
-    except (RuntimeError, NotImplementedError) as error:
-        raise FailedPrecondition(
-            f"the operator {operation.step.operator.overloadpacket.__name__} has no derivative, "
-            "and no rule that takes its place"
-        ) from error
-    return list(found)
-
-
-def _placed(operation: Operation, found: Sequence[Tensor]) -> Gradients:
-    placed: Gradients = [None] * len(operation.layouts)
-    for index, value in zip(operation.moving, found, strict=True):
-        placed[index] = value
-    return placed
-
-
 def _linear(operation: Operation, gradients: Gradients) -> Gradients:
     direct = _direct(operation, gradients[0])
     if direct is not None:
-        return _placed(operation, [direct])
-    return _placed(operation, _gradient_at(operation, operation.numbers()[0], gradients))
+        return placed(operation, [direct])
+    return placed(operation, gradient_at(operation, operation.numbers()[0], gradients))
 
 
 def _direct(operation: Operation, gradient: Tensor | None) -> Tensor | None:
@@ -182,7 +71,7 @@ def _product(operation: Operation, gradients: Gradients) -> Gradients:
         (x + baseline) / 2 if index in operation.moving else x
         for index, (x, baseline) in enumerate(ends)
     ]
-    return _placed(operation, _gradient_at(operation, middle, gradients))
+    return placed(operation, gradient_at(operation, middle, gradients))
 
 
 def _piecewise(operation: Operation, gradients: Gradients) -> Gradients:
@@ -227,7 +116,7 @@ def _secants(operation: Operation, gradients: Gradients, dtype: torch.dtype | No
             slope = torch.where(near, _weighed(weights, tangents), slope)
         share = gradient.to(slope.dtype) * slope
         found.append(share.sum_to_size(ours[index].shape).to(gradient.dtype))
-    return _placed(operation, found)
+    return placed(operation, found)
 
 
 def _weighed(weights: Sequence[float], values: Sequence[Tensor]) -> Tensor:
@@ -374,16 +263,33 @@ def _on_the_way(operation: Operation, gradients: Gradients) -> Gradients:
             torch.lerp(baseline, x, place) if index in operation.moving else x
             for index, (x, baseline) in pairs
         ]
-        return _gradient_at(operation, values, gradients)
+        return gradient_at(operation, values, gradients)
 
     (first, weight), *rest, (last, _) = _quadrature()
     begin, end = at(first), at(last)
     if all(map(torch.equal, begin, end)):
-        return _placed(operation, begin)
+        return placed(operation, begin)
     means = [weight * (one + other) for one, other in zip(begin, end, strict=True)]
     for place, weight in rest:
         means = [mean + weight * value for mean, value in zip(means, at(place), strict=True)]
-    return _placed(operation, means)
+    return placed(operation, means)
+
+
+def _along(operation: Operation, gradients: Gradients) -> Gradients:
+    """The same, with what it misses along an axis shared out by the squares of the changes."""
+    (found,) = _on_the_way(operation, gradients)
+    gradient, step = gradients[0], operation.step
+    if gradient is None or found is None:
+        return [found]
+    (x,), (baseline,) = operation.ends(None)
+    position = 2 if step.operator.overloadpacket is _aten.topk else 1
+    axis = step.args[position] if len(step.args) > position else step.kwargs.get("dim", -1)
+    change = _difference(x, baseline)
+    risen = _difference(operation.call([x])[0], operation.call([baseline])[0])
+    missed = (gradient * risen).sum(axis, keepdim=True) - (found * change).sum(axis, keepdim=True)
+    squares = change.square().sum(axis, keepdim=True)
+    share = torch.where(squares == 0, torch.zeros_like(missed), missed / squares)
+    return [found + share * change]
 
 
 @lru_cache(maxsize=1)
@@ -404,5 +310,6 @@ _RULES: dict[Kind, Callable[[Operation, Gradients], Gradients]] = {
     Kind.SOFTMAX: _softmax,
     Kind.LOG_SOFTMAX: _log_softmax,
     Kind.LOG_SUM_EXP: _log_sum_exp,
+    Kind.ALONG: _along,
     Kind.OTHER: _on_the_way,
 }
