@@ -37,6 +37,7 @@ __all__ = [
     "Job",
     "Kind",
     "Method",
+    "ModelOutput",
     "ModelRole",
     "Params",
     "Plugin",
@@ -113,6 +114,15 @@ class AuxTensor:
     required: bool = False
 
 
+class ModelOutput(StrEnum):
+    """What a second model must give for each row."""
+
+    CLASSES = "classes"  # scores of classes
+    NUMBER = "number"  # one number, such as a log-density
+    LIKE_INPUT = "like_input"  # as many values as its input has: a score, a denoised input
+    ANY = "any"
+
+
 @dataclass(frozen=True)
 class ModelRole:
     """A second model that a request may name, in a role of the plugin; `Job.model` gives it.
@@ -122,12 +132,14 @@ class ModelRole:
         requires: capabilities that it must have.
         required: a request without it is refused.
         same_inputs: it must take rows as the first model does: shape, type and bounds.
+        output: what it must give; the values of a network that is no classifier come as `(N, K)`.
     """
 
     description: str
     requires: frozenset[Capability] = frozenset()
     required: bool = False
     same_inputs: bool = True
+    output: ModelOutput = ModelOutput.CLASSES
 
 
 def output(description: str, *, like_input: bool = True, shared: bool = False) -> Any:

@@ -127,6 +127,7 @@ def _plugin(message: plugins_api.Plugin) -> results.PluginInfo:
                 frozenset(item.requires),
                 item.required,
                 item.same_inputs,
+                item.output,
             )
             for item in message.models
         ),

@@ -161,6 +161,7 @@ class ModelRole:
         requires: capabilities that it must have.
         required: a request without it is refused.
         same_inputs: it must take rows as the first model does: shape, type and bounds.
+        output: what it must give: `classes`, `number` (for each row), `like_input` or `any`.
     """
 
     name: str
@@ -168,6 +169,7 @@ class ModelRole:
     requires: frozenset[str]
     required: bool
     same_inputs: bool
+    output: str
 
 
 @dataclass(frozen=True)

@@ -318,6 +318,7 @@ class ModelRoleInfo:
     requires: frozenset[str]
     required: bool
     same_inputs: bool
+    output: str
 
 
 @dataclass(frozen=True)

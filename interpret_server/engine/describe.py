@@ -3,6 +3,7 @@
 import inspect
 from typing import Any
 
+from ..models.abilities import NO_CLASSES
 from ..models.classifier import Capability, Classifier
 from ..models.manifest import InputSpec, Manifest
 from ..plugin import result_fields
@@ -56,6 +57,7 @@ def describe_roles(plugin: AnyPlugin) -> tuple[ModelRoleInfo, ...]:
             frozenset(capability.value for capability in item.requires),
             item.required,
             item.same_inputs,
+            item.output.value,
         )
         for name, item in plugin.models.items()
     )
@@ -93,7 +95,9 @@ def describe_classifier(name: str, classifier: Classifier, max_batch: int) -> Mo
         bounds=None if bounds is None else (bounds.lower, bounds.upper),
         classes=classifier.classes,
         labels=classifier.labels or (),
-        logits_from="logits",
+        logits_from="values"
+        if classifier.lacking.get(Capability.SCORES) == NO_CLASSES
+        else "logits",
         layers=tuple(
             LayerInfo(layer.name, layer.kind, layer.shape) for layer in classifier.layers.values()
         ),

@@ -1,5 +1,6 @@
 """The second models of a call, checked by what is known of them; imports no torch."""
 
+import math
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 
@@ -33,18 +34,35 @@ def check_second(plugin: str, role: ModelRoleInfo, first: ModelInfo, second: Mod
 
     Raises:
         MissingCapability: it lacks what the role requires.
-        InvalidRequest: it takes other inputs than the first model, where the role wants the same.
+        InvalidRequest: it gives something else than the role wants, or takes other inputs than the
+            first model where the role wants the same.
     """
     field = f"models.{role.name}"
     for capability in sorted(role.requires - second.capabilities):
         why = second.lacking.get(capability, f"{second.name} does not have it")
         raise MissingCapability(f"{field}: {plugin} requires {capability} of it: {why}")
+    if problem := _output_problem(role.output, second):
+        raise InvalidRequest.field(field, f"{plugin} needs {problem}")
     if role.same_inputs and first.name != second.name:
         difference = _difference(first, second)
         if difference:
             raise InvalidRequest.field(
                 field, f"{plugin} needs a model that takes the inputs of {first.name}; {difference}"
             )
+
+
+def _output_problem(wanted: str, info: ModelInfo) -> str:
+    """What a role needs that a model does not give; empty where it does."""
+    values = info.logits_from == "values"
+    size = math.prod(info.input_shape) if -1 not in info.input_shape else -1
+    told = 'load it with output.kind = "values" if it does'
+    if wanted == "classes" and values:
+        return f"a classifier; {info.name} gives values, and no scores of classes"
+    if wanted == "number" and not (values and info.classes == 1):
+        return f"a model that gives one number for each row, and {info.name} does not; {told}"
+    if wanted == "like_input" and not (values and info.classes == size):
+        return f"a model that gives as many values as it takes, and {info.name} does not; {told}"
+    return ""
 
 
 def _difference(first: ModelInfo, second: ModelInfo) -> str:

@@ -20,6 +20,7 @@ NO_RECTIFIERS = (
     "nothing"
 )
 NO_SCORES = "the file gives the winning class alone, and no scores"
+NO_CLASSES = "the manifest says that the output holds values, and no scores of classes"
 
 
 def missing_capabilities(
@@ -35,6 +36,8 @@ def missing_capabilities(
     missing = {}
     if body.source == "classes":
         missing[Capability.SCORES] = NO_SCORES
+    if body.source == "values":
+        missing[Capability.SCORES] = NO_CLASSES
     if body.form != "graph":
         missing[Capability.LAYERS] = f"the layers of this model cannot be read: {body.reason}"
     if reason := _no_gradient(module, body, x[:1]):

@@ -46,7 +46,7 @@ class Body:
     Args:
         module: from inputs `(N, *shape)` in the file's units to values that `head` understands.
         head: from those to logits `(N, K)`.
-        classes: K.
+        classes: K; numbers in a row of values.
         source: what the logits were recovered from; see `ModelInfo.logits_from`.
         output_name: the chosen output, as the file names it.
         form: `graph`, `archive` or `runtime`.
@@ -220,13 +220,13 @@ def _finish(
     may_mix_rows: bool = False,
 ) -> Body:
     with torch.no_grad():
-        count = width(module(example), len(example))
+        count = width(module(example), len(example), output.kind)
     if count is None:
         raise ModelRejected(f"the output {name!r} gives no single list of scores per row")
     if may_mix_rows and len(example) == 1:
         module, reason = _told(InGroups(module, 1), probes, "a row's values may depend on all rows")
     else:
-        module, reason = _grouped(module, probes, len(example), count)
+        module, reason = _grouped(module, probes, len(example), count, output.kind)
     kind, classes = output.kind, count
     if integral and kind is None:
         kind = OutputKind.CLASSES
@@ -247,7 +247,7 @@ def _finish(
     return Body(
         module=module,
         head=head(count, source, shaped=shaped, classes=classes),
-        classes=max(classes, 2),
+        classes=classes if source == "values" else max(classes, 2),
         source=source,
         output_name=name,
         reason=reason,
@@ -278,13 +278,15 @@ def _classes(output: OutputSpec, count: int, name: str) -> int:
     return output.classes
 
 
-def _grouped(module: nn.Module, probes: Tensor, rows: int, count: int) -> tuple[nn.Module, str]:
+def _grouped(
+    module: nn.Module, probes: Tensor, rows: int, count: int, kind: OutputKind | None
+) -> tuple[nn.Module, str]:
     """The module if it takes any batch row by row, else in groups of `rows`, and why."""
     plural = "1 row" if rows == 1 else f"{rows} rows"
     with torch.no_grad():
         try:
             together = module.forward(probes)  # called as a module, a graph prints its errors
-            fits = width(together, len(probes)) == count
+            fits = width(together, len(probes), kind) == count
             repeated = bool(fits and torch.equal(together, module(probes)))
         except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError):
             fits = repeated = False

@@ -27,7 +27,7 @@ class Capability(StrEnum):
     LAYERS = "layers"  # intermediate values can be read and targeted
     RECTIFIERS = "rectifiers"  # the network has rectifiers whose backward rule can be replaced
     BOUNDS = "bounds"  # the manifest states the bounds of the input
-    SCORES = "scores"  # the file scores its classes, rather than naming the winner alone
+    SCORES = "scores"  # the file scores classes, rather than naming the winner alone
     DETERMINISTIC = "deterministic"  # the same input gets the same answer every time
 
 
@@ -76,7 +76,8 @@ class Classifier:
 
     Args:
         name: the name it is served under.
-        module: from inputs `(N, *input_shape)` in the model's bounds to logits `(N, K)`.
+        module: from inputs `(N, *input_shape)` in the model's bounds to logits `(N, K)`; of a
+            network that is no classifier, to the K values of each row in one axis.
         input_shape: of one row; of an example, where sizes are free.
         classes: K.
         capabilities: what plugins may ask of it.

@@ -99,6 +99,10 @@ def _load(
         output = output.model_copy(update={"classes": len(named)})
     original = Original(source, resolve_inputs(manifest, source.inputs, source.dtype))
     body, rows, lowered = _body(source, output, original)
+    if body.source == "values" and body.classes > 1 and None in rows.x.sizes:
+        raise InvalidRequest.field(
+            "manifest.inputs[0].shape", "an output of values needs an input of fixed sizes"
+        )
     if manifest.labels is not None and len(manifest.labels) != body.classes:
         raise InvalidRequest.field(
             "manifest.labels",

@@ -63,18 +63,18 @@ def _walk(value: Any, path: str) -> Iterator[tuple[str, Any]]:
             yield from _walk(item, f"{path}.{index}" if path else str(index))
 
 
-def width(value: Tensor, rows: int) -> int | None:
+def width(value: Tensor, rows: int, kind: OutputKind | None = None) -> int | None:
     """How many numbers each row of an output has along its one axis that may be longer than 1.
 
     None where the output has several such axes, or not `rows` rows. An output of one row may have
-    dropped its batch axis.
+    dropped its batch axis. Values that are no scores of classes may have any number of axes.
     """
     shape = tuple(value.shape)
     if not shape:
         return 1 if rows == 1 else None
     if shape[0] != rows:
         return shape[0] if len(shape) == 1 and rows == 1 else None
-    if sum(size > 1 for size in shape[1:]) > 1 or 0 in shape:
+    if (sum(size > 1 for size in shape[1:]) > 1 and kind is not OutputKind.VALUES) or 0 in shape:
         return None
     return value.numel() // rows
 
@@ -110,7 +110,7 @@ def choose_output(outputs: Sequence[tuple[str, Tensor]], spec: OutputSpec, rows:
         chosen = [
             index
             for index, (_, value) in enumerate(outputs)
-            if value.is_floating_point() and (width(value, rows) or 0) > 1
+            if value.is_floating_point() and (width(value, rows, spec.kind) or 0) > 1
         ]
         if len(chosen) > 1:  # what many training codes return beside features and probabilities
             chosen = [i for i in chosen if outputs[i][0].split(".")[-1] == "logits"]
@@ -120,11 +120,14 @@ def choose_output(outputs: Sequence[tuple[str, Tensor]], spec: OutputSpec, rows:
                 f"say which output holds the classes, by name or by index; there are {listed}",
             )
     name, value = outputs[chosen[0]]
-    if width(value, rows) is None:
+    if spec.kind is OutputKind.VALUES and not value.is_floating_point():
+        raise ModelRejected(f"the output {name!r} holds integers, and no values")
+    if width(value, rows, spec.kind) is None:
         raise ModelRejected(
             f"the output {name!r} has shape {list(value.shape)} for {rows} input rows; a "
             "classifier's gives one number per class and row, the rows first (sequences of scores, "
-            "masks and boxes are not served)"
+            "masks and boxes are not served; a network that is no classifier needs "
+            'output.kind = "values")'
         )
     return chosen[0]
 
@@ -147,11 +150,13 @@ def recover_logits(graph: fx.GraphModule, x: Tensor, kind: OutputKind | None) ->
     Args:
         graph: with a single tensor as its output.
         x: an input that the graph takes.
-        kind: the manifest's word; nothing is cut where it says logits.
+        kind: the manifest's word; nothing is cut where it says logits or values.
 
     Raises:
         ModelRejected: the graph ends in a ranking of its scores.
     """
+    if kind is OutputKind.VALUES:
+        return Recovered("logits")
     (output,) = graph.graph.output_node().args
     assert isinstance(output, fx.Node)
     node = _through(output)
@@ -334,11 +339,12 @@ class TwoProbabilities(nn.Module):
 
 
 def head(count: int, source: str, *, shaped: bool, classes: int = 0) -> nn.Module:
-    """From a network's output to logits `(N, K)`, K being 2 where a row has one number.
+    """From a network's output to logits `(N, K)`, K being 2 where a row has one score.
 
     Args:
         count: numbers in a row.
-        source: `probabilities`, `classes`, or anything else for scores that are logits already.
+        source: `probabilities`, `classes`, `values`, or anything else for scores that are logits
+            already.
         shaped: the output is `(N, count)` already.
         classes: K, where the output is the winner's index.
     """
@@ -347,6 +353,6 @@ def head(count: int, source: str, *, shaped: bool, classes: int = 0) -> nn.Modul
         parts.append(Decision(classes))
     elif source == "probabilities":
         parts += [TwoProbabilities(), Log()] if count == 1 else [Log()]
-    elif count == 1:
+    elif count == 1 and source != "values":
         parts.append(TwoLogits())
     return parts[0] if len(parts) == 1 else nn.Sequential(*parts) if parts else nn.Identity()

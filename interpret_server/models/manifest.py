@@ -33,6 +33,7 @@ class OutputKind(StrEnum):
     PROBABILITIES = "probabilities"
     LOG_PROBABILITIES = "log_probabilities"
     CLASSES = "classes"  # the index of the winning class alone
+    VALUES = "values"  # no scores of classes: a log-density, a score, a denoised input
 
 
 class InputKind(StrEnum):

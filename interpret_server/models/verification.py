@@ -157,6 +157,8 @@ def _comparable(logits: Tensor, reference: Tensor, source: str) -> tuple[Tensor,
     logits = logits.detach().double().to(reference.device)
     if source in ("argmax", "classes"):
         return logits.argmax(1), reference.reshape(-1), 0.0
+    if source == "values":
+        return logits, reference, 0.0
     single = reference.shape[1] == 1
     ours = logits[:, 1:] - logits[:, :1] if single else logits
     if source == "sigmoid" or (single and source == "probabilities"):

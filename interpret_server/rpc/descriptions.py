@@ -108,6 +108,7 @@ def from_plugin(info: api.PluginInfo) -> plugins.Plugin:
                 requires=sorted(item.requires),
                 required=item.required,
                 same_inputs=item.same_inputs,
+                output=item.output,
             )
             for item in info.models
         ],

@@ -41,15 +41,17 @@ def classifier(
     bounds: tuple[float, float] | None = (0.0, 1.0),
     name: str = "model",
     input_layout: str = "other",
+    values: bool = False,
 ) -> Classifier:
     """A classifier from an eager module that `torch.fx` can trace.
 
     Args:
-        module: `(N, *input_shape)` to logits `(N, K)`; its dtype is the classifier's.
+        module: `(N, *input_shape)` to logits `(N, K)`, or to values; its dtype is the classifier's.
         input_shape: of one row.
         bounds: of the input, or None.
         name: that errors call it by.
         input_layout: `CHW`, `HWC`, `CL` or `other`.
+        values: the module gives values of any shape that are no scores of classes.
     """
     resolved = ResolvedInput(
         name="x",
@@ -58,5 +60,6 @@ def classifier(
         dtype=next((p.dtype for p in module.parameters()), torch.float32),
         bounds=None if bounds is None else Bounds(*bounds),
     )
-    body = from_graph(lowered(module), resolved, OutputSpec(kind=OutputKind.LOGITS))
+    kind = OutputKind.VALUES if values else OutputKind.LOGITS
+    body = from_graph(lowered(module), resolved, OutputSpec(kind=kind))
     return assemble(name, body, resolved)

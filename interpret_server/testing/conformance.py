@@ -18,9 +18,21 @@ from ..engine.methods import Methods
 from ..errors import Cancelled, InterpretError
 from ..models.classifier import Classifier
 from ..models.targets import TargetKind
-from ..plugin import Batch, Inputs, Job, Params, Plugin, Role, Rows, result_tensors, role_of
+from ..plugin import (
+    Batch,
+    Inputs,
+    Job,
+    ModelOutput,
+    Params,
+    Plugin,
+    Role,
+    Rows,
+    result_tensors,
+    role_of,
+)
 from ..registry import Registry
 from .declarations import declaration_breaches
+from .seconds import fill_roles
 from .subjects import Bare, batch_of, copy_of, subjects, take, targets_to_try
 from .witness import Surroundings, Witness, passes
 
@@ -60,8 +72,9 @@ def conformance(
     to 1e-6 of a field's largest value in float64 and 1e-3 in float32; that a COLLECTION goes
     through the model in passes of at most `job.max_rows`; that cancellation stops it;
     that progress is reported, and that between two steps nothing of it disturbs other callers;
-    every declared kind of target; and that it needs no capability beyond those it requires. The
-    model itself fills every role of a second model that a call must fill.
+    every declared kind of target; and that it needs no capability beyond those it requires. Every
+    role of a second model that a call must fill is filled by the model itself, or by a small
+    network of values.
 
     Args:
         plugin: the class, or an instance.
@@ -117,6 +130,7 @@ class _Examination:
         others = Registry.installed() if plugin.uses else ()
         self.others = {item.plugin.name: item for item in others}
         self.requires = plugin.requires  # with what the plugins that it uses require
+        self.filled: dict[str, dict[str, Classifier]] = {}  # by model: its second models
         self.found: dict[str, list[str]] = {}
         self.cause: BaseException | None = None
 
@@ -140,14 +154,19 @@ class _Examination:
                 self._check_requirements(suited[0])
 
     def _seconds(self, model: Classifier) -> dict[str, Classifier]:
-        """The model itself in every role that a call must fill."""
-        return {name: model for name, role in self.plugin.models.items() if role.required}
+        if model.name not in self.filled:
+            self.filled[model.name] = fill_roles(self.plugin.models, model)
+        return self.filled[model.name]
 
     def _job(self, model: Classifier) -> Job:
         return Job(self._seconds(model))
 
     def _suits(self, model: Classifier, refusals: list[str]) -> bool:
         roles = [role.requires for role in self.plugin.models.values() if role.required]
+        outputs = {role.output for role in self.plugin.models.values() if role.required}
+        if ModelOutput.LIKE_INPUT in outputs and None in model.input_sizes:
+            refusals.append(f"{model.name} has free sizes, which no network of values takes")
+            return False
         seconds = self._seconds(model)
         methods = Methods(model, self.others, self.plugin.tensors.keys(), seconds)
         if missing := self.plugin.requires.union(*roles) - model.capabilities:
@@ -284,9 +303,8 @@ class _Examination:
     def _check_requirements(self, model: Classifier) -> None:
         bare = Bare(model, self.requires)
         seconds = {
-            role: Bare(model, item.requires)
-            for role, item in self.plugin.models.items()
-            if item.required
+            role: Bare(second, self.plugin.models[role].requires)
+            for role, second in self._seconds(model).items()
         }
         kinds = self.plugin.target_kinds or {TargetKind.NONE}
         logits = {TargetKind.CLASS, TargetKind.NONE} & kinds

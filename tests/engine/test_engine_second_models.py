@@ -1,7 +1,7 @@
 """Calls that name a second model, in one worker."""
 
 import asyncio
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -11,6 +11,7 @@ from agreement import Agreement, AgreementParams, AgreementResult
 from engine_fakes import (
     Double,
     Loader,
+    NoParams,
     array,
     calling,
     linear,
@@ -21,7 +22,7 @@ from engine_fakes import (
     until,
 )
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from interpret_server.engine.local import LocalWorker
 from interpret_server.errors import (
@@ -33,7 +34,19 @@ from interpret_server.errors import (
 from interpret_server.models.classifier import Capability, Classifier
 from interpret_server.models.manifest import Manifest
 from interpret_server.models.targets import Targets
-from interpret_server.plugin import Batch, Job, Kind, Method, ModelRole, Params, Plugin, Rows
+from interpret_server.plugin import (
+    Batch,
+    Job,
+    Kind,
+    Method,
+    ModelOutput,
+    ModelRole,
+    Params,
+    Plugin,
+    Rows,
+    metric,
+    output,
+)
 from interpret_server.registry import PluginLoadError, Registry
 from interpret_server.testing import ConformanceError, classifier, conformance
 
@@ -126,6 +139,65 @@ async def test_a_role_of_its_own_inputs_takes_any_model():
         there = await result(worker, agreement(also={"stranger": "wide"}))
         assert there.metrics["size"] == (-6.0,)  # three logits of -2, the middle of its bounds
         assert [item.role for item in there.provenance.models] == ["judge", "stranger"]
+
+
+@dataclass(frozen=True)
+class PriorResult:
+    density: Tensor = metric("Of the inputs.")
+    scores: Tensor = output("Of the inputs.")
+
+
+class Prior(Plugin[NoParams, PriorResult]):
+    """Asks networks that are no classifiers."""
+
+    name = "prior"
+    kind = Kind.METRIC
+    target_kinds = frozenset()
+    models: ClassVar = {
+        "density": ModelRole("log p(x).", required=True, output=ModelOutput.NUMBER),
+        "score": ModelRole("Its gradient.", required=True, output=ModelOutput.LIKE_INPUT),
+    }
+
+    def run(self, model, batch, params, job):
+        with torch.no_grad():
+            for _ in job.track(1):
+                density = job.model("density")(batch.inputs)[:, 0]
+                scores = job.model("score")(batch.inputs).reshape(batch.inputs.shape)
+        return PriorResult(density, scores)
+
+
+class Squares(nn.Module):
+    def forward(self, x):
+        return -0.5 * (x * x).sum(1)
+
+
+class Negative(nn.Module):
+    def forward(self, x):
+        return -x
+
+
+async def test_networks_that_are_no_classifiers_fill_the_roles_that_want_them():
+    async with serving(Prior(), Agreement()) as worker:
+        worker.add("judge", another())
+        worker.add("density", classifier(Squares(), (4,), values=True))
+        worker.add("score", classifier(Negative(), (4,), values=True))
+        models = {"density": "density", "score": "score"}
+        x = [[0.5, 0.25, 0.0, 1.0], [1.0, 1.0, 1.0, 1.0]]
+        answer = await result(worker, calling("prior", array(x), models=models))
+        assert answer.metrics["density"] == (-0.65625, -2.0)
+        torch.testing.assert_close(tensor(answer.tensors["scores"]), -torch.tensor(x))
+        call = calling("prior", rows(1.0), models=models)
+        for role, name, why in (
+            ("density", "score", "gives one number for each row, and score does not"),
+            ("density", "judge", "gives one number for each row, and judge does not"),
+            ("score", "density", "as many values as it takes, and density does not"),
+            ("score", "net", "as many values as it takes, and net does not"),
+        ):
+            refused = await refusal(worker, replace(call, models={**models, role: name}))
+            assert refused.violations[0].field == f"models.{role}"
+            assert why in refused.message
+        refused = await refusal(worker, agreement(judge="score"))
+        assert "needs a classifier; score gives values" in refused.message
 
 
 async def test_a_free_size_is_compared_with_the_rows_that_were_sent():
@@ -283,6 +355,7 @@ def test_an_inert_job_has_no_models_but_those_it_is_given():
 
 def test_the_conformance_suite_fills_the_roles_that_must_be():
     conformance(Agreement)
+    conformance(Prior)
 
     class Silent(Agreement):
         """Describes nothing."""

@@ -148,7 +148,9 @@ MODEL = ModelInfo(
     manifest=MANIFEST,
     max_batch=8,
     inputs=(
-        InputInfo("image", "values", (3, -1, 224), "float32", "CHW", (0.0, 1.0), 5, True),
+        InputInfo(
+            "image", "values", (3, -1, 224), "float32", "CHW", (0.0, 1.0), 5, True, ("Höhe", "")
+        ),
         InputInfo("mask", "integers", (), "int64"),
     ),
     explained_shape=(3, -1, 224),
@@ -175,7 +177,7 @@ PLUGIN = PluginInfo(
     },
     fields=(ResultField("adversarial", "image", "what to send"),),
     tensors=(AuxInfo("lower", "lower bounds", True, False), AuxInfo("mask", "", False, True)),
-    models=(ModelRoleInfo("judge", "who judges", frozenset({"gradient"}), True, False),),
+    models=(ModelRoleInfo("judge", "who judges", frozenset({"gradient"}), True, False, "any"),),
 )
 
 

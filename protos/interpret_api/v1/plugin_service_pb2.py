@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%interpret_api/v1/plugin_service.proto\x12\x10interpret_api.v1\"\"\n\x12ListPluginsRequest\x12\x0c\n\x04kind\x18\x01 \x01(\t\"@\n\x13ListPluginsResponse\x12)\n\x07plugins\x18\x01 \x03(\x0b\x32\x18.interpret_api.v1.Plugin\" \n\x10GetPluginRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"=\n\x11GetPluginResponse\x12(\n\x06plugin\x18\x01 \x01(\x0b\x32\x18.interpret_api.v1.Plugin\"\xf1\x02\n\x06Plugin\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0b\n\x03\x61pi\x18\x03 \x01(\x05\x12\x0f\n\x07version\x18\x04 \x01(\t\x12\x14\n\x0c\x64istribution\x18\x05 \x01(\t\x12\x0f\n\x07summary\x18\x06 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x07 \x01(\t\x12\x10\n\x08requires\x18\x08 \x03(\t\x12\x0c\n\x04rows\x18\t \x01(\t\x12\x0e\n\x06inputs\x18\n \x01(\t\x12\x14\n\x0ctarget_kinds\x18\x0b \x03(\t\x12\x1a\n\x12params_schema_json\x18\x0c \x01(\t\x12\x34\n\rresult_fields\x18\r \x03(\x0b\x32\x1d.interpret_api.v1.ResultField\x12,\n\x07tensors\x18\x0e \x03(\x0b\x32\x1b.interpret_api.v1.AuxTensor\x12+\n\x06models\x18\x0f \x03(\x0b\x32\x1b.interpret_api.v1.ModelRole\">\n\x0bResultField\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\"g\n\tModelRole\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x10\n\x08requires\x18\x03 \x03(\t\x12\x10\n\x08required\x18\x04 \x01(\x08\x12\x13\n\x0bsame_inputs\x18\x05 \x01(\x08\"T\n\tAuxTensor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x12\n\nlike_input\x18\x03 \x01(\x08\x12\x10\n\x08required\x18\x04 \x01(\x08\x32\xc1\x01\n\rPluginService\x12Z\n\x0bListPlugins\x12$.interpret_api.v1.ListPluginsRequest\x1a%.interpret_api.v1.ListPluginsResponse\x12T\n\tGetPlugin\x12\".interpret_api.v1.GetPluginRequest\x1a#.interpret_api.v1.GetPluginResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%interpret_api/v1/plugin_service.proto\x12\x10interpret_api.v1\"\"\n\x12ListPluginsRequest\x12\x0c\n\x04kind\x18\x01 \x01(\t\"@\n\x13ListPluginsResponse\x12)\n\x07plugins\x18\x01 \x03(\x0b\x32\x18.interpret_api.v1.Plugin\" \n\x10GetPluginRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"=\n\x11GetPluginResponse\x12(\n\x06plugin\x18\x01 \x01(\x0b\x32\x18.interpret_api.v1.Plugin\"\xf1\x02\n\x06Plugin\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0b\n\x03\x61pi\x18\x03 \x01(\x05\x12\x0f\n\x07version\x18\x04 \x01(\t\x12\x14\n\x0c\x64istribution\x18\x05 \x01(\t\x12\x0f\n\x07summary\x18\x06 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x07 \x01(\t\x12\x10\n\x08requires\x18\x08 \x03(\t\x12\x0c\n\x04rows\x18\t \x01(\t\x12\x0e\n\x06inputs\x18\n \x01(\t\x12\x14\n\x0ctarget_kinds\x18\x0b \x03(\t\x12\x1a\n\x12params_schema_json\x18\x0c \x01(\t\x12\x34\n\rresult_fields\x18\r \x03(\x0b\x32\x1d.interpret_api.v1.ResultField\x12,\n\x07tensors\x18\x0e \x03(\x0b\x32\x1b.interpret_api.v1.AuxTensor\x12+\n\x06models\x18\x0f \x03(\x0b\x32\x1b.interpret_api.v1.ModelRole\">\n\x0bResultField\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\"w\n\tModelRole\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x10\n\x08requires\x18\x03 \x03(\t\x12\x10\n\x08required\x18\x04 \x01(\x08\x12\x13\n\x0bsame_inputs\x18\x05 \x01(\x08\x12\x0e\n\x06output\x18\x06 \x01(\t\"T\n\tAuxTensor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x12\n\nlike_input\x18\x03 \x01(\x08\x12\x10\n\x08required\x18\x04 \x01(\x08\x32\xc1\x01\n\rPluginService\x12Z\n\x0bListPlugins\x12$.interpret_api.v1.ListPluginsRequest\x1a%.interpret_api.v1.ListPluginsResponse\x12T\n\tGetPlugin\x12\".interpret_api.v1.GetPluginRequest\x1a#.interpret_api.v1.GetPluginResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -44,9 +44,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RESULTFIELD']._serialized_start=630
   _globals['_RESULTFIELD']._serialized_end=692
   _globals['_MODELROLE']._serialized_start=694
-  _globals['_MODELROLE']._serialized_end=797
-  _globals['_AUXTENSOR']._serialized_start=799
-  _globals['_AUXTENSOR']._serialized_end=883
-  _globals['_PLUGINSERVICE']._serialized_start=886
-  _globals['_PLUGINSERVICE']._serialized_end=1079
+  _globals['_MODELROLE']._serialized_end=813
+  _globals['_AUXTENSOR']._serialized_start=815
+  _globals['_AUXTENSOR']._serialized_end=899
+  _globals['_PLUGINSERVICE']._serialized_start=902
+  _globals['_PLUGINSERVICE']._serialized_end=1095
 # @@protoc_insertion_point(module_scope)

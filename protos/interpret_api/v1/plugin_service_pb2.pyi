@@ -75,18 +75,20 @@ class ResultField(_message.Message):
     def __init__(self, name: _Optional[str] = ..., role: _Optional[str] = ..., description: _Optional[str] = ...) -> None: ...
 
 class ModelRole(_message.Message):
-    __slots__ = ("name", "description", "requires", "required", "same_inputs")
+    __slots__ = ("name", "description", "requires", "required", "same_inputs", "output")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
     REQUIRES_FIELD_NUMBER: _ClassVar[int]
     REQUIRED_FIELD_NUMBER: _ClassVar[int]
     SAME_INPUTS_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_FIELD_NUMBER: _ClassVar[int]
     name: str
     description: str
     requires: _containers.RepeatedScalarFieldContainer[str]
     required: bool
     same_inputs: bool
-    def __init__(self, name: _Optional[str] = ..., description: _Optional[str] = ..., requires: _Optional[_Iterable[str]] = ..., required: bool = ..., same_inputs: bool = ...) -> None: ...
+    output: str
+    def __init__(self, name: _Optional[str] = ..., description: _Optional[str] = ..., requires: _Optional[_Iterable[str]] = ..., required: bool = ..., same_inputs: bool = ..., output: _Optional[str] = ...) -> None: ...
 
 class AuxTensor(_message.Message):
     __slots__ = ("name", "description", "like_input", "required")
