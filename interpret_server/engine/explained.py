@@ -1,10 +1,11 @@
 """What is computed of a model's rows, by the inputs and tokens that callers know."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
 from ..plugin import Kind, fields_like_input, shared_fields
+from .api import InputInfo
 from .request import Request
 
 _FIELD = "attributions"
@@ -36,7 +37,8 @@ def token_attributions(request: Request, tensors: Mapping[str, Tensor]) -> dict[
     """What each token got, `(N, T)`, for every input of tokens that a plugin attributed.
 
     The sum over a token's embedding; the mean for methods that treat it as one and give the whole
-    to each of its values. Empty for models without tokens and for what is no attribution.
+    to each of its values; what the method gives, where that is one number per token already. Empty
+    for models without tokens and for what is no attribution.
 
     Args:
         request: that was answered.
@@ -46,12 +48,13 @@ def token_attributions(request: Request, tensors: Mapping[str, Tensor]) -> dict[
         `token_attributions`, or `token_attributions.<input>` where `tensors` has
         `attributions.<input>`.
     """
-    plugin, classifier = request.plugin, request.served.classifier
-    if plugin.kind is not Kind.ATTRIBUTION or _FIELD not in fields_like_input(plugin.result_type):
+    plugin, classifier, batch = request.plugin, request.served.classifier, request.batch
+    if plugin.kind is not Kind.ATTRIBUTION:
         return {}
     inputs = request.served.info.inputs
     parts = [] if classifier.packing is None else classifier.packing.parts
     changing = [part.name for part in parts if not part.fixed] or [inputs[0].name]
+    by_value = _FIELD in fields_like_input(plugin.result_type)
     shared = _FIELD in shared_fields(plugin.result_type)
     found = {}
     for item in inputs:
@@ -59,9 +62,14 @@ def token_attributions(request: Request, tensors: Mapping[str, Tensor]) -> dict[
         if item.kind != "tokens" or item.name not in changing or _FIELD + end not in tensors:
             continue
         value = tensors[_FIELD + end]
-        aligned = value.dim() == len(item.shape) + 2 and all(
-            known in (-1, size) for known, size in zip(item.shape, value.shape[1:-1], strict=True)
-        )
-        if aligned:
+        if by_value and _fits(item, value.shape[1:-1]):
             found[f"token_{_FIELD}{end}"] = value.mean(-1) if shared else value.sum(-1)
+        elif not parts and value.shape[1:] == batch.inputs.shape[1:]:
+            found[f"token_{_FIELD}{end}"] = value
     return found
+
+
+def _fits(item: InputInfo, sizes: Sequence[int]) -> bool:
+    return len(sizes) == len(item.shape) and all(
+        known in (-1, size) for known, size in zip(item.shape, sizes, strict=True)
+    )

@@ -9,10 +9,12 @@ from engine_fakes import array, calling, events, result, serving, tensor, to_cla
 from torch import Tensor, nn
 
 from interpret_plugins.attribution.feature_ablation import FeatureAblation
+from interpret_plugins.attribution.grad_cam import GradCAM
 from interpret_plugins.attribution.input_x_gradient import InputXGradient
 from interpret_plugins.attribution.integrated_gradients import IntegratedGradients
 from interpret_plugins.attribution.occlusion import Occlusion
 from interpret_plugins.attribution.saliency import Saliency
+from interpret_plugins.attribution.score_cam import ScoreCAM
 from interpret_server.engine import job
 from interpret_server.engine.api import Preview, Result
 from interpret_server.models.manifest import Manifest
@@ -147,6 +149,28 @@ async def test_tokens_may_lie_in_two_dimensions(tmp_path: Path) -> None:
     found = await explained(Saliency(), Images(), tmp_path, {"shape": [3, 4]}, sent)
     assert tensor(found.tensors["attributions"]).shape == (2, 3, 4, 4)
     assert tensor(found.tensors["token_attributions"]).shape == (2, 3, 4)
+
+
+class Convolved(nn.Module):
+    """Looks at three tokens at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.conv = nn.Embedding(WORDS, 4), nn.Conv1d(4, 6, 3, padding=1)
+        self.last = nn.Linear(6, 3)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        maps = torch.relu(self.conv(self.table(tokens).transpose(1, 2)))
+        return self.last(maps.mean(2))
+
+
+@pytest.mark.parametrize("plugin", [GradCAM, ScoreCAM])
+async def test_a_map_over_tokens_is_theirs_already(plugin: Any, tmp_path: Path) -> None:
+    net, sent = Convolved(), array(tokens(2, 7), torch.int64)
+    found = await explained(plugin(), net, tmp_path, {"shape": [None]}, sent, rectify=False)
+    whole = tensor(found.tensors["attributions"])
+    assert whole.shape == (2, 7)
+    assert torch.equal(tensor(found.tensors["token_attributions"]), whole)
 
 
 async def test_models_without_tokens_have_no_such_tensor(tmp_path: Path) -> None:
