@@ -139,11 +139,11 @@ def trustworthiness(points: Tensor, positions: Tensor, part: range, neighbours: 
     """
     count, rows = len(points), slice(part.start, part.stop)
     index = torch.arange(part.start, part.stop, device=points.device)[:, None]
-    far = torch.cdist(points[rows], points).scatter_(1, index, -torch.inf)
-    order = far.argsort(dim=1, stable=True)
-    places = torch.arange(count, device=points.device).expand_as(order)
-    ranks = torch.empty_like(order).scatter_(1, order, places)  # 0 for the point itself
     near = torch.cdist(positions[rows], positions).scatter_(1, index, torch.inf)
-    close = near.argsort(dim=1, stable=True)[:, :neighbours]
-    beyond = (ranks.gather(1, close) - neighbours).clamp(min=0).sum(1)
+    close = near.topk(neighbours, dim=1, largest=False).indices
+    far = torch.cdist(points[rows], points).scatter_(1, index, -torch.inf)
+    beyond = torch.zeros(len(index), dtype=torch.int64, device=points.device)
+    for neighbour in close.unbind(1):
+        rank = (far < far.gather(1, neighbour[:, None])).sum(1)  # the point itself counts as one
+        beyond += (rank - neighbours).clamp(min=0)
     return 1 - beyond.double() * 2 / (neighbours * (2 * count - 3 * neighbours - 1))
