@@ -15,6 +15,7 @@ from interpret_server.plugin import (
     Classifier,
     Job,
     Kind,
+    ModelOutput,
     ModelRole,
     Params,
     Plugin,
@@ -48,7 +49,9 @@ class Agreement(Plugin[AgreementParams, AgreementResult]):
     models: ClassVar[dict[str, ModelRole]] = {
         "judge": ModelRole("What the first model is compared with.", required=True),
         "witness": ModelRole("Differentiated.", frozenset({Capability.GRADIENT})),
-        "stranger": ModelRole("Takes whatever it likes.", same_inputs=False),
+        "stranger": ModelRole(
+            "Takes whatever it likes.", same_inputs=False, output=ModelOutput.ANY
+        ),
     }
 
     def run(

@@ -1,8 +1,10 @@
 """Calls that name several models: a process for each set, its end, its restarts, its limits."""
 
 import asyncio
+import dataclasses
 import json
 import shutil
+import warnings
 from pathlib import Path
 
 import agreement
@@ -138,6 +140,25 @@ async def test_what_is_refused_makes_no_set(fleet: Fleet, folder: Path):
         with pytest.raises(error, match=sentence):
             await result(fleet, call)
     assert set(fleet.process_ids()) == {"net", "judge", "signed"}
+
+
+class Squares(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x * x).sum(1)
+
+
+async def test_networks_that_are_no_classifiers_join_a_set(fleet: Fleet, tmp_path: Path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.jit.script(Squares()).save(str(tmp_path / "squares.pt"))
+    values = {"shape": [4], "bounds": [0, 2], "output": {"kind": "values"}}
+    await fleet.load("squares", tmp_path / "squares.pt", Manifest.model_validate(values))
+    call = judged()
+    call = dataclasses.replace(call, models={**call.models, "stranger": "squares"})
+    assert (await result(fleet, call)).metrics["size"] == (4.0,)  # at the middle of its bounds
+    assert set(fleet.process_ids()) == {"net", "judge", "squares", "judge + net + squares"}
+    with pytest.raises(InvalidRequest, match="squares gives values, and no scores of classes"):
+        await result(fleet, judged(judge="squares"))
 
 
 async def test_a_death_fails_the_calls_of_the_set_alone(fleet: Fleet):
