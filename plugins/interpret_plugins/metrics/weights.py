@@ -1,7 +1,7 @@
 """A private copy of a classifier, whose weights are made random layer by layer."""
 
 import copy
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Literal
 
 import torch
@@ -14,21 +14,19 @@ from interpret_server.plugin import Classifier
 def weighted_layers(model: Classifier) -> dict[str, tuple[str, ...]]:
     """The layers that have weights, in order of execution, each with the names of its weights.
 
-    Names of weights are those of `model.module`'s parameters; what several layers share belongs to
-    the first. Empty where the network's weights are out of reach.
+    Names of weights are those in `model.module`'s state; what several layers share belongs to the
+    first. Empty where the network's weights are out of reach.
     """
-    modules: dict[str, list[str]] = {}
-    firsts = _firsts(model.module)
-    for name, parameter in model.module.named_parameters():
-        if firsts[name] == name and parameter.is_floating_point() and parameter.numel() > 1:
-            modules.setdefault(name.rpartition(".")[0], []).append(name)
-    nodes = _nodes(model.module.body)
-    named = {layer.node: name for name, layer in model.layers.items()}
-    order = {module: place for place, module in enumerate(nodes)}
-    found = {}
-    for module in sorted(modules, key=lambda module: order.get(module, -1)):
-        shown = named.get(nodes.get(module, ""), module.removeprefix("body."))
-        found[shown or module] = tuple(modules[module])
+    tensors, firsts = _tensors(model.module), _firsts(model.module)
+    body = model.module.body
+    groups = _by_node(body, tensors) if isinstance(body, fx.GraphModule) else _by_module(tensors)
+    shown = _shown(model)
+    found: dict[str, tuple[str, ...]] = {}
+    for place, names in groups.items():
+        own = tuple(name for name in names if firsts[name] == name and tensors[name].numel() > 1)
+        if own:
+            layer = shown.get(place, place)
+            found[layer] = found.get(layer, ()) + own
     return found
 
 
@@ -51,7 +49,7 @@ class Twin:
     @torch.no_grad()
     def randomise(self, names: Collection[str]) -> None:
         """Make some weights random, and those shared with them; the same every time."""
-        for name, weight in self._module.named_parameters():
+        for name, weight in _tensors(self._module).items():
             first = self._firsts[name]
             if first in names:
                 weight.copy_(self._random(weight, self._places[first]))
@@ -59,8 +57,8 @@ class Twin:
     @torch.no_grad()
     def restore(self, names: Collection[str]) -> None:
         """Give some weights, and those shared with them, their served values again."""
-        served = dict(self._model.module.named_parameters())
-        for name, weight in self._module.named_parameters():
+        served = _tensors(self._model.module)
+        for name, weight in _tensors(self._module).items():
             if self._firsts[name] in names:
                 weight.copy_(served[name])
 
@@ -80,22 +78,50 @@ class Twin:
         return drawn * weight.std(correction=0) + weight.mean()
 
 
+def _shown(model: Classifier) -> dict[str, str]:
+    """Layer names by node; of a node that is none (a cell of several outputs), its first user's."""
+    named = {layer.node: name for name, layer in model.layers.items()}
+    if isinstance(model.module.body, fx.GraphModule):
+        for node in model.module.body.graph.nodes:
+            users = [user.name for user in node.users if user.name in named]
+            if node.name not in named and users:
+                named[node.name] = named[users[0]]
+    return named
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    found = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    return {name: item for name, item in found.items() if item.is_floating_point()}
+
+
 def _firsts(module: nn.Module) -> dict[str, str]:
-    """Of every parameter, the first one that holds the same values in the same place."""
+    """Of every tensor, the first one that holds the same values in the same place."""
     seen: dict[tuple[object, ...], str] = {}
     return {
         name: seen.setdefault((item.data_ptr(), item.shape, item.stride()), name)
-        for name, item in module.named_parameters()
+        for name, item in _tensors(module).items()
     }
 
 
-def _nodes(body: nn.Module) -> dict[str, str]:
-    """The first node that uses each submodule of a graph, by the submodule's name, in order."""
-    found: dict[str, str] = {}
-    if isinstance(body, fx.GraphModule):
-        for node in body.graph.nodes:
-            if node.op == "call_module":
-                found.setdefault(f"body.{node.target}", node.name)
-            elif node.op == "get_attr":
-                found.setdefault(f"body.{node.target}".rpartition(".")[0], node.name)
+def _by_node(body: fx.GraphModule, tensors: Mapping[str, Tensor]) -> dict[str, list[str]]:
+    """Names of tensors by the node that uses them first, in order."""
+    parameters = [name for name, item in tensors.items() if isinstance(item, nn.Parameter)]
+    found: dict[str, list[str]] = {node.name: [] for node in body.graph.nodes}
+    for node in body.graph.nodes:
+        name = f"body.{node.target}"
+        if node.op == "call_module":
+            found[node.name] += [item for item in parameters if item.startswith(f"{name}.")]
+        # Masks are constants too, and hold infinities.
+        elif node.op == "get_attr" and name in tensors and tensors[name].isfinite().all():
+            user = next(iter(node.users), node)
+            found[user.name].append(name)
+    return {place: names for place, names in found.items() if names}
+
+
+def _by_module(tensors: Mapping[str, Tensor]) -> dict[str, list[str]]:
+    """Names of parameters by their module, in the order in which modules were made."""
+    found: dict[str, list[str]] = {}
+    for name, item in tensors.items():
+        if isinstance(item, nn.Parameter):
+            found.setdefault(name.rpartition(".")[0].removeprefix("body."), []).append(name)
     return found

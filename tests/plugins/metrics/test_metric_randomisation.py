@@ -92,8 +92,7 @@ def test_layers_become_random_from_the_output_to_the_input() -> None:
     assert list(found.spearman) == ["5", "2", "0"]
     random = copy.deepcopy(model.module)
     for layer in ("5", "2", "0"):
-        parameters = list(random.named_parameters())
-        for place, (name, weight) in enumerate(parameters):
+        for place, (name, weight) in enumerate(random.named_parameters()):
             if name.startswith(f"body.{layer}."):
                 order = torch.randperm(weight.numel(), generator=generator(0, place))
                 weight.data = weight.data.flatten()[order].reshape(weight.shape)
