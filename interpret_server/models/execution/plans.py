@@ -127,6 +127,8 @@ class Plans:
     def folded(self, node: str, example: Callable[[], Tensor]) -> Draft:
         """A copy of the canonical graph up to a node, with batch norm and constants folded.
 
+        Nothing is folded in a graph that works in place.
+
         Args:
             node: by name.
             example: as in `output`.
@@ -136,7 +138,8 @@ class Plans:
             self._refresh()
             draft = Draft.of(self._graph, self._observations(example), (node,), self._derived)
             last = torch.channels_last if self._channels_last else torch.contiguous_format
-            fold(draft, last)
+            if not any(map(writes, self._graph.graph.nodes)):
+                fold(draft, last)
             self._watch = _Watch((*self._watch.copied, *draft.copied))
             return draft
 

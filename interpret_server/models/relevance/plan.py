@@ -148,6 +148,8 @@ class _Planner:
                 self.dependent.add(node)
         self.raw: set[fx.Node] = set()  # values of the input itself, moved and scaled
         self.deep: set[fx.Node] = set()  # values that a layer with weights precedes
+        self.centred: set[fx.Node] = set()  # less their mean, in a norm that is written out
+        self.normalised: set[fx.Node] = set()  # and divided by their deviation
 
     def steps(self) -> dict[fx.Node, Step]:
         (end,) = cast(tuple[fx.Node], self.draft.graph.output_node().args[0])
@@ -171,6 +173,10 @@ class _Planner:
             return ()
         if role in (Role.PASS, Role.DIVIDE) or name_of(self.draft, node) in _FIRST_ALONE:
             return found[:1]
+        if role is Role.PRODUCT and len(found) == 2:
+            whole = tuple(item for item in found if not self._is_inverse(item))
+            if len(whole) == 1:
+                return whole
         if role is Role.PRODUCT and len(found) == 2 and self.composite.products == "signal":
             strengths = [gating(self.draft, item) for item in found]
             if strengths[0] != strengths[1]:
@@ -193,7 +199,7 @@ class _Planner:
             chosen = self._weighted(node, module, sources)
             boxed = module if chosen == "z_box" else None
             rule = None if chosen == "z_box" else rules.weighted(module, chosen)
-        elif role is Role.PASS or role is Role.DIVIDE or (node in self.raw and role in _SUMS):
+        elif self._is_unchanged(node, role, sources):
             rule = rules.unchanged
         elif role is Role.PRODUCT:
             rule = self._product(node, sources)
@@ -213,6 +219,15 @@ class _Planner:
         several = name_of(self.draft, node) in _SEVERAL
         steps = RecurrentRules(composite.dense, epsilon) if role is Role.RECURRENT else None
         return Step(role, sources, rule, changes, boxed, stand_in, several, steps)
+
+    def _is_unchanged(self, node: fx.Node, role: Role, sources: tuple[fx.Node, ...]) -> bool:
+        """Whether each of a node's values keeps its relevance."""
+        if role in (Role.PASS, Role.DIVIDE) or (node in self.raw and role in _SUMS):
+            return True
+        if role is Role.SUBTRACT and node in self.centred:
+            return True
+        alone = len(self._operands(node)) == 1
+        return alone and name_of(self.draft, node) == "add" and sources[0] in self.normalised
 
     def _product(self, node: fx.Node, sources: tuple[fx.Node, ...]) -> rules.Rule:
         """Of a product with one or several factors that relevance goes to."""
@@ -248,13 +263,21 @@ class _Planner:
         return rule
 
     def _note(self, node: fx.Node, role: Role, sources: tuple[fx.Node, ...]) -> None:
-        """Remember whether a node's values are the input's own, or a weighted layer's."""
+        """Remember where a node's values come from."""
+        moved = role in (Role.MOVE, Role.UNPACK) or self._is_preprocessing(node)
         if role in (Role.WEIGHTED, Role.RECURRENT) or self.deep.intersection(sources):
             self.deep.add(node)
-            return
-        moved = role in (Role.MOVE, Role.UNPACK) or self._is_preprocessing(node)
-        if moved and sources and self.raw.issuperset(sources):
+        elif moved and self.raw.issuperset(sources):
             self.raw.add(node)
+
+        if self.composite.normalisation == "identity" and len(sources) == 1:
+            (source,) = sources
+            by_deviation = role is Role.DIVIDE or len(self._operands(node)) == 2
+            scaled = role is Role.PRODUCT and source in self.normalised
+            if scaled or (by_deviation and source in self.centred):
+                self.normalised.add(node)
+            elif role is Role.SUBTRACT and len(self._operands(node)) == 2:
+                self.centred.add(node)
 
     def _is_preprocessing(self, node: fx.Node) -> bool:
         """Whether a node scales or shifts by constants that differ along one axis at most."""
@@ -302,6 +325,16 @@ class _Planner:
             and operands[0] in operands[1].all_input_nodes
         )
 
+    def _is_inverse(self, node: fx.Node) -> bool:
+        """Whether a node divides what it is multiplied by, as a written-out norm does."""
+        while role_of(self.draft, node) is Role.MOVE and len(self._operands(node)) == 1:
+            (node,) = self._operands(node)
+        power = node.args[1] if len(node.args) > 1 else None
+        raised = name_of(self.draft, node) in ("pow", "power")
+        return name_of(self.draft, node) in ("reciprocal", "rsqrt") or (
+            raised and isinstance(power, (int, float)) and power < 0
+        )
+
     def _operands(self, node: fx.Node) -> tuple[fx.Node, ...]:
         """What a node reads that depends on the input."""
         return tuple(item for item in node.all_input_nodes if item in self.dependent)
@@ -314,7 +347,8 @@ class _Planner:
                 f"relevance is not defined for {kind}, which layer {self._layer(node)!r} of "
                 f"{self.model.name} computes"
             )
-        return role
+        bound = name_of(self.draft, node) in ("maximum", "minimum")
+        return Role.PASS if bound and len(self._operands(node)) == 1 else role
 
     def _layer(self, node: fx.Node) -> str:
         return self.layers.get(node.name, node.name)

@@ -143,6 +143,53 @@ def test_files_equal_the_eager_module_in_double_precision(
         assert largest > 1e-3
 
 
+class Normalised(nn.Module):
+    """Layer norm by the module, or written out in one of two ways."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.norm = how, nn.LayerNorm(WIDTH)
+        self.first, self.last = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        if self.how == "module":
+            return self.last(self.norm(x).mean(1))
+        centred = x - x.mean(-1, keepdim=True)
+        variance = centred.pow(2).mean(-1, keepdim=True) + 1e-5
+        if self.how == "divided":
+            centred = centred / variance.sqrt()
+        else:
+            centred = centred * torch.rsqrt(variance)
+        return self.last((centred * self.norm.weight + self.norm.bias).mean(1))
+
+
+@pytest.mark.parametrize("normalisation", ["identity", "linear"])
+@pytest.mark.parametrize("how", ["divided", "multiplied"])
+def test_layer_norm_that_is_written_out_follows_the_rule_of_the_module(
+    how: str, normalisation: str
+) -> None:
+    torch.manual_seed(3)
+    module = Normalised("module").double().requires_grad_(False)
+    module.norm.weight.copy_(torch.rand(WIDTH) + 0.5)
+    module.norm.bias.copy_(torch.randn(WIDTH))
+    written = Normalised(how).double().requires_grad_(False)
+    written.load_state_dict(module.state_dict())
+    x = torch.randn(3, TOKENS, WIDTH, dtype=torch.float64)
+    found, expected = (
+        run(
+            TransformerLRP,
+            classifier(one, (TOKENS, WIDTH)),
+            x,
+            Targets.classes(LABELS),
+            epsilon=0.0,
+            normalisation=normalisation,
+        )
+        for one in (written, module)
+    )
+    torch.testing.assert_close(found.attributions, expected.attributions)
+
+
 def test_what_is_missing_from_the_sum_is_reported() -> None:
     module = one_layer(fused=True, masked=False)
     x = torch.randn(3, TOKENS, WIDTH, dtype=torch.float64)
