@@ -26,9 +26,9 @@ def attribution_sheet(client: interpret_client.Client, model: str, row: Any) -> 
         except (interpret_client.FailedPrecondition, interpret_client.InvalidRequest) as error:
             print(f"{plugin.name} is left out: {error}")
             continue
-        if "attributions" in result.tensors:
+        if result.tensors["attributions"].shape[-1] == row.shape[-1]:  # not about a layer's values
             cells[plugin.name] = result.picture(**about)
-    return pictures.sheet(cells, columns=6, side=160)
+    return pictures.sheet(cells, columns=6, side=176)
 
 
 def main() -> None:

@@ -51,6 +51,14 @@ def width_of(text: str, size: int) -> int:
     return int(np.ceil(font(size).getlength(text)))
 
 
+def sized(text: str, largest: int, smallest: int, width: int) -> tuple[str, int]:
+    """A line in the largest letters that fit, cut short if none do, and their size."""
+    for size in range(largest, smallest, -1):
+        if fitting(text, size, width) == text:
+            return text, size
+    return fitting(text, smallest, width), smallest
+
+
 def fitting(text: str, size: int, width: int) -> str:
     """A line cut short with dots until it is no wider than `width` pixels."""
     text = "".join(letter if letter.isprintable() else " " for letter in text)

@@ -15,6 +15,7 @@ from .canvas import (
     as_bytes,
     enlarged,
     fitting,
+    sized,
     width_of,
     write,
 )
@@ -22,6 +23,7 @@ from .colors import class_color, colored
 from .options import Colors
 
 _LETTERS = 15
+_SMALL = 11
 _GAP, _LINE = 10, 22
 _MOST_TILES = 256
 _BETWEEN = (222, 222, 222)
@@ -68,10 +70,13 @@ def sheet(
             start += _LINE
         for column, ((name, _), tile) in enumerate(zip(cells, shown[index], strict=True)):
             left = _GAP + column * (side + _GAP)
-            text = fitting(name, _LETTERS, side)
-            write(draw, (left + side / 2, start), text, _LETTERS, anchor="ma")
+            text, size = sized(name, _LETTERS, _SMALL, side)
+            write(draw, (left + side / 2, start + _LETTERS - size), text, size, anchor="ma")
             down = start + _LINE + (tallest[index] - tile.height) // 2
-            canvas.paste(tile, (left + (side - tile.width) // 2, down))
+            left += (side - tile.width) // 2
+            frame = (left - 1, down - 1, left + tile.width, down + tile.height)
+            draw.rectangle(frame, outline=_BETWEEN)
+            canvas.paste(tile, (left, down))
         top += heights[index]
     return canvas
 

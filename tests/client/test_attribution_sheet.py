@@ -39,4 +39,4 @@ def test_a_sheet_of_all_methods(
         for name in ("occlusion", "saliency"):
             found = client.run(name, "digits", inputs)
             cells[name] = found.picture(inputs=inputs, layout="CHW", bounds=(0, 1))
-    assert made == pictures.sheet(cells, columns=6, side=160)
+    assert made == pictures.sheet(cells, columns=6, side=176)
