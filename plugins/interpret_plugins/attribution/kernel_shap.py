@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import ClassVar
 
 import torch
@@ -105,6 +105,11 @@ class KernelSHAP(Plugin[KernelSHAPParams, KernelSHAPResult]):
             others = numbers[len(empty) :] - 1
             return torch.cat([empty, kernel(features.counts[row]).draw(batch.seeds[row], others)])
 
+        def shown(row: int, moments: Moments, total: Tensor) -> Tensor:
+            found = attributions.clone()
+            found[row] = features.spread(row, moments.constrained(total)[0])
+            return found
+
         attributions = torch.zeros_like(batch.inputs)
         base_value = attributions.new_zeros(len(batch))
         undetermined = torch.zeros(len(batch), dtype=torch.bool, device=model.device)
@@ -116,11 +121,12 @@ class KernelSHAP(Plugin[KernelSHAPParams, KernelSHAPResult]):
                 moments, base = Moments(features.counts[row], model.device), scores[0]
             weights = kernel(features.counts[row]).weights(numbers[first:] - 1)
             moments.add(kept[first:], scores[first:] - base, weights)
+            total = hiding.before[row] - base
+            job.preview(attributions=partial(shown, row, moments, total))
             if numbers[-1] == counts[row] - 1:
-                values, determined = moments.constrained(hiding.before[row] - base)
+                values, determined = moments.constrained(total)
                 attributions[row] = features.spread(row, values)
                 base_value[row], undetermined[row] = base, not determined
-                job.preview(attributions=attributions)
         if undetermined.any():
             job.warn(undetermined, _UNDETERMINED)
         scored = base_value.new_tensor([count + 1 for count in counts])

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from math import sqrt
 from typing import ClassVar, Literal
 
@@ -118,6 +119,11 @@ class LIME(Plugin[LIMEParams, LIMEResult]):
         def draw(row: int, numbers: Tensor) -> Tensor:
             return coin_flips(features.counts[row], batch.seeds[row], numbers)
 
+        def shown(row: int, moments: Moments) -> Tensor:
+            found = attributions.clone()
+            found[row] = features.spread(row, _fit(moments, params).coefficients)
+            return found
+
         hiding = Hiding(model, batch, params)
         for done in score_coalitions(hiding, job, features, [params.samples] * rows, draw):
             count = features.counts[done.row]
@@ -128,11 +134,11 @@ class LIME(Plugin[LIMEParams, LIMEResult]):
                 moments.add(whole, done.scores.new_zeros(1), done.scores.new_ones(1))
             before = hiding.before[done.row]
             moments.add(done.kept, done.scores - before, _weights(done.kept, params))
+            job.preview(attributions=partial(shown, done.row, moments))
             if done.numbers[-1] == params.samples - 1:
                 fit = _fit(moments, params)
                 attributions[done.row] = features.spread(done.row, fit.coefficients)
                 score[done.row], intercept[done.row] = fit.score, before + fit.intercept
-                job.preview(attributions=attributions)
         if (score < _POOR).any():
             job.warn(score < _POOR, _POOR_FIT)
         return LIMEResult(attributions, features.numbers, score, intercept, hiding.logits)

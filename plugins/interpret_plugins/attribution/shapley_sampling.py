@@ -123,7 +123,7 @@ class ShapleySampling(Plugin[ShapleySamplingParams, ShapleySamplingResult]):
                 attributions[row] = features.spread(row, estimate.values)
                 standard_error[row] = features.spread(row, estimate.error)
                 inexact[row] = estimate.error.norm() > _LARGEST_ERROR * estimate.values.norm()
-                job.preview(attributions=attributions)
+                job.preview(attributions=attributions.clone)
             base_value[row] = estimate.base
         if inexact.any():
             job.warn(inexact, _INEXACT)

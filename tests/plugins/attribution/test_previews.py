@@ -13,9 +13,12 @@ import interpret_client
 from interpret_plugins.attribution.blur_integrated_gradients import BlurIntegratedGradients
 from interpret_plugins.attribution.guided_integrated_gradients import GuidedIntegratedGradients
 from interpret_plugins.attribution.integrated_gradients import IntegratedGradients
+from interpret_plugins.attribution.kernel_shap import KernelSHAP
+from interpret_plugins.attribution.lime import LIME
 from interpret_plugins.attribution.occlusion import Occlusion
 from interpret_plugins.attribution.rise import RISE
 from interpret_plugins.attribution.score_cam import ScoreCAM
+from interpret_plugins.attribution.shapley_sampling import ShapleySampling
 from interpret_plugins.attribution.smoothgrad import SmoothGrad
 from interpret_server.engine import job as engine_job
 from interpret_server.models.targets import Targets
@@ -32,6 +35,9 @@ METHODS: dict[type[Plugin[Any, Any]], dict[str, Any]] = {
     RISE: {"masks": 12},
     Occlusion: {"window": 4, "stride": 3},
     ScoreCAM: {},
+    LIME: {"samples": 12},
+    KernelSHAP: {"samples": 12},
+    ShapleySampling: {"permutations": 4, "cell": 3},
 }
 
 
