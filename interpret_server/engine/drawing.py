@@ -92,10 +92,9 @@ def _scene(request: Request, part: str = "") -> Scene:
         about = free[0] if len(free) == 1 else None
     given = batch.has_inputs
     if about is not None and about.kind == "tokens":
-        single = classifier.packing is None
-        ids = batch.inputs.cpu().double().numpy() if single else _given(request, about)
-        if not given:
-            ids = None
+        ids = _given(request, about)
+        if given and classifier.packing is None:
+            ids = batch.inputs.cpu().double().numpy()
         return Scene(layout="tokens", names=[] if ids is None else _token_names(ids))
     names = [] if about is None else [about.features] * len(batch)
     if classifier.packing is None:

@@ -5,7 +5,7 @@ from typing import Any
 
 from interpret_api.v1 import interpret_service_pb2 as runs
 from interpret_api.v1 import rendering_pb2 as pictures
-from interpret_pictures.options import OptionError, Rendering
+from interpret_pictures.options import OptionError, Rendering, Style
 
 from ..errors import InvalidRequest
 
@@ -15,7 +15,6 @@ _ENUMS: dict[str, Any] = {
     "colors": pictures.PictureColors,
     "backdrop": pictures.PictureBackdrop,
 }
-_DEFAULTS = {"styles": "auto", "channels": "auto", "colors": "auto", "backdrop": "gray"}
 
 
 def to_rendering(request: runs.RunRequest) -> Rendering | None:
@@ -31,11 +30,11 @@ def to_rendering(request: runs.RunRequest) -> Rendering | None:
     for name in (item.name for item in fields(Rendering)):
         value = getattr(message, name)
         if name == "styles":
-            options[name] = tuple(
-                _word(name, number, f"{name}[{place}]") for place, number in enumerate(value)
-            )
+            words = [_word(name, number, f"{name}[{at}]") for at, number in enumerate(value)]
+            options[name] = tuple(word or Style.AUTO for word in words)
         elif name in _ENUMS:
-            options[name] = _word(name, value, name)
+            if word := _word(name, value, name):
+                options[name] = word
         elif message.HasField(name):
             options[name] = value
     try:
@@ -45,10 +44,12 @@ def to_rendering(request: runs.RunRequest) -> Rendering | None:
 
 
 def _word(name: str, number: int, field: str) -> str:
-    """The option's word for an enumeration's number."""
+    """The option's word for an enumeration's number; empty where it is unspecified."""
     known = _ENUMS[name]
     if number not in known.values():
-        raise InvalidRequest.field(f"rendering.{field}", f"{number} is none of {known.keys()[1:]}")
+        raise InvalidRequest.field(
+            f"rendering.{field}", f"{number} is none of {', '.join(known.keys()[1:])}"
+        )
     prefix = known.keys()[0].removesuffix("UNSPECIFIED")
     word = known.Name(number).removeprefix(prefix).lower()
-    return _DEFAULTS[name] if word == "unspecified" else word
+    return "" if word == "unspecified" else word
