@@ -131,7 +131,7 @@ class Randomisation(Plugin[RandomisationParams, RandomisationResult]):
                 maps[name] = found
         constant = (compared.flatten(1) == compared.flatten(1)[:, :1]).all(1)
         if constant.any():
-            job.warn(constant, "the attribution is the same everywhere, and resembles nothing")
+            job.warn(constant, "the attribution is the same everywhere, and has no order to lose")
         return RandomisationResult(
             similarity=torch.stack(list(correlations.values())).mean(0),
             last=correlations[layers[-1]],

@@ -10,7 +10,7 @@ _WINDOW = 7
 def spearman(first: Tensor, second: Tensor) -> Tensor:
     """The rank correlation of each row, `(N,)` float64 in [-1, 1]; equal values share their rank.
 
-    0 where a row of either has one value everywhere.
+    A row of one value everywhere resembles nothing (0) but another such row (1).
 
     Args:
         first, second: `(N, ...)`.
@@ -18,7 +18,9 @@ def spearman(first: Tensor, second: Tensor) -> Tensor:
     ranks = [_ranks(values.flatten(1).double()) for values in (first, second)]
     one, other = (rank - rank.mean(1, keepdim=True) for rank in ranks)
     lengths = one.norm(dim=1) * other.norm(dim=1)
-    return torch.where(lengths > 0, (one * other).sum(1) / lengths.where(lengths > 0, 1), 0)
+    both = ~(one.any(1) | other.any(1))
+    alike = (one * other).sum(1) / lengths.where(lengths > 0, 1)
+    return torch.where(lengths > 0, alike, both.double())
 
 
 def ssim(first: Tensor, second: Tensor) -> Tensor:

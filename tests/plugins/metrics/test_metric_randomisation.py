@@ -46,7 +46,9 @@ def test_spearman_equals_scipy_with_equal_values() -> None:
     for row in range(3):
         expected = spearmanr(first[row].flatten(), second[row].flatten()).statistic
         assert float(found[row]) == pytest.approx(expected, abs=1e-12)
-    assert spearman(first, torch.ones_like(first)).tolist() == [0, 0, 0]
+    flat_map = torch.ones_like(first)
+    assert spearman(first, flat_map).tolist() == [0, 0, 0]
+    assert spearman(flat_map, 2 * flat_map).tolist() == [1, 1, 1]
 
 
 @pytest.mark.parametrize("size", [(20, 17), (6, 9)])
