@@ -6,9 +6,7 @@ from typing import Any
 from torch import fx, nn
 
 from ..execution.draft import Draft, function_name
-from ..onnx.operators.activation import ScaledElu
 from ..packing import Unpack
-from ..torchscript.rectifiers import Clamp
 
 
 class Role(Enum):
@@ -66,7 +64,6 @@ _MODULES: dict[type[nn.Module], Role] = {
             nn.SiLU, nn.Mish, nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid, nn.Hardshrink,
             nn.Softshrink, nn.Tanhshrink, nn.Softplus, nn.Softsign, nn.Sigmoid, nn.LogSigmoid,
             nn.Tanh, nn.Threshold, nn.LogSoftmax, nn.LocalResponseNorm, nn.RMSNorm,
-            Clamp, ScaledElu,
         ),
         Role.PASS,
     ),
@@ -139,6 +136,7 @@ _FUNCTIONS: dict[str, Role] = {
     for name in names.split()
 }
 CONVOLUTIONS = _WEIGHTED[1:]
+_ACTIVATIONS = frozenset({"Clamp", "ScaledElu"})  # of the importers, which are slow to import
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 _STATISTICS = (*_BATCH_NORMS, *_INSTANCE_NORMS)
@@ -183,4 +181,4 @@ def _role_of_module(module: Any) -> Role | None:
         return Role.PASS if stored else Role.NORM if kind in _INSTANCE_NORMS else None
     if kind in (nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d):
         return Role.MOVE if module.mode.startswith("nearest") else Role.SHARE
-    return _MODULES.get(kind)
+    return Role.PASS if kind.__name__ in _ACTIVATIONS else _MODULES.get(kind)

@@ -144,7 +144,8 @@ class _Planner:
         self.dependent: set[fx.Node] = set()
         for node in draft.graph.nodes:
             reached = node.op == "placeholder" or self.dependent.intersection(node.all_input_nodes)
-            if reached and _carries(draft.observed.get(node)):
+            by_value = role_of(draft, node) is not Role.NONE
+            if reached and by_value and _carries(draft.observed.get(node)):
                 self.dependent.add(node)
         self.raw: set[fx.Node] = set()  # values of the input itself, moved and scaled
         self.deep: set[fx.Node] = set()  # values that a layer with weights precedes
@@ -162,15 +163,13 @@ class _Planner:
         for node in self.draft.graph.nodes:
             if node.op == "placeholder":
                 self.raw.add(node)
-            elif sources.get(node):
+            elif node in sources:
                 steps[node] = self._step(node, sources[node])
         return steps
 
     def _sources(self, node: fx.Node) -> tuple[fx.Node, ...]:
         """The nodes that relevance goes to."""
         role, found = self._role(node), self._operands(node)
-        if role is Role.NONE:
-            return ()
         if role in (Role.PASS, Role.DIVIDE) or name_of(self.draft, node) in _FIRST_ALONE:
             return found[:1]
         if role is Role.PRODUCT and len(found) == 2:

@@ -19,7 +19,7 @@ from interpret_server.testing import classifier
 from tests.models.zoo.architectures import ZOO
 from tests.models.zoo.exports import Export, Exporter, write
 from tests.plugins.attribution.maps import run
-from tests.plugins.attribution.transformers import IMAGE, vision
+from tests.plugins.attribution.transformers import FORMS, IMAGE, load, vision
 
 LABELS = torch.tensor([0, 3, 1])
 
@@ -86,6 +86,32 @@ def test_tokens_are_explained_at_their_embedding_and_never_evenly(tmp_path: Path
     (values,) = model.split(found.attributions).values()
     torch.testing.assert_close(values.reshape(3, 5, 5), expected.attributions)
     assert float(found.conservation_delta.abs().max()) < 1e-4
+
+
+class Bounded(nn.Module):
+    """Activations that importers have classes of their own for, or functions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 6, bias=False), nn.Linear(6, 4, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.clamp(self.first(x), -0.2, 0.3)
+        return self.last(torch.minimum(x + x.abs(), torch.full_like(x, 0.4)))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_relevance_passes_bounded_activations_unchanged(form: str, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    module = Bounded().eval().requires_grad_(False)
+    model = load(module, form, tmp_path, (4,))
+    x = torch.rand(3, 4)
+    found = run(LRP, model, x, Targets.classes(LABELS), rule="zero")
+    hidden = module.first(x)
+    squashed = hidden.clamp(-0.2, 0.3)
+    at_last = (squashed + squashed.abs()).clamp(max=0.4) * module.last.weight[LABELS]
+    expected = x * ((at_last / hidden) @ module.first.weight)
+    torch.testing.assert_close(found.attributions, expected)
 
 
 class Pair(nn.Module):
