@@ -28,6 +28,7 @@ from interpret_server.plugin import (
 
 from .embedding import PrincipalComponents, StochasticNeighbours, conditional, trustworthiness
 from .layers import LAYER, layer_before, over_positions, position_of
+from .parts import parts
 
 _MOST_VALUES = 1 << 26  # of all codes together: half a gigabyte
 _MOST_COMPONENTS = 2048  # rows or values of a code, whichever are fewer
@@ -152,7 +153,7 @@ class _Work:
         self._likely: list[Tensor] = []
         self.trust: list[Tensor] = []
         self.divergence: Tensor | None = None
-        parts = _parts(rows, _TOGETHER)
+        few = parts(rows, _TOGETHER)
         self.steps: list[Callable[[], None]] = [
             partial(self._read, inputs) for inputs in torch.split(batch.inputs, together)
         ]
@@ -160,10 +161,10 @@ class _Work:
         if params.method == "tsne":
             default = max(1.0, min(30.0, (rows - 1) / 3))
             perplexity = params.perplexity or default
-            self.steps += [partial(self._neighbourhoods, part, perplexity) for part in parts]
+            self.steps += [partial(self._neighbourhoods, part, perplexity) for part in few]
             self.steps.append(self._begin)
             self.steps += [partial(self._iterate, number) for number in range(params.steps)]
-        self.steps += [partial(self._judge, part) for part in parts]
+        self.steps += [partial(self._judge, part) for part in few]
 
     @torch.no_grad()
     def _read(self, inputs: Tensor) -> None:
@@ -201,10 +202,6 @@ class _Work:
             if k
             else self._codes.new_ones(len(part))
         )
-
-
-def _parts(count: int, size: int) -> list[range]:
-    return [range(start, min(start + size, count)) for start in range(0, count, size)]
 
 
 def _check_size(rows: int, shape: tuple[int, ...], params: CodeEmbeddingParams) -> None:

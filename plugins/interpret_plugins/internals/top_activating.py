@@ -20,6 +20,7 @@ from interpret_server.plugin import (
     metric,
 )
 
+from .parts import parts
 from .receptive import ReceptiveFields, crops
 
 
@@ -72,8 +73,8 @@ class TopActivating(Plugin[TopActivatingParams, TopActivatingResult]):
     ) -> TopActivatingResult:
         inputs, targets = batch.inputs, batch.targets
         fields = ReceptiveFields(model, targets.layer, tuple(inputs.shape[1:]))
-        reading = _parts(len(batch), job.max_rows)
-        looking = _parts(fields.passes, job.max_rows)
+        reading = parts(len(batch), job.max_rows)
+        looking = parts(fields.passes, job.max_rows)
         found: list[tuple[Tensor, Tensor]] = []
         seen: list[Tensor] = []
         for step in job.track(len(reading) + len(looking)):
@@ -82,7 +83,7 @@ class TopActivating(Plugin[TopActivatingParams, TopActivatingResult]):
                 rows = slice(part.start, part.stop)
                 found.append(_strongest(model, inputs[rows], targets.take(rows)))
             if step == len(reading) - 1:
-                values, positions = (torch.cat(parts) for parts in zip(*found, strict=True))
+                values, positions = map(torch.cat, zip(*found, strict=True))
                 rank, chosen = _ranked(values, targets, params.k)
             if step >= len(reading):
                 part = looking[step - len(reading)]
@@ -97,10 +98,6 @@ class TopActivating(Plugin[TopActivatingParams, TopActivatingResult]):
             boxes,
             crops(inputs[chosen], boxes, fields.axes),
         )
-
-
-def _parts(count: int, size: int) -> list[range]:
-    return [range(start, min(start + size, count)) for start in range(0, count, size)]
 
 
 @torch.no_grad()
