@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 
-from ..errors import InvalidRequest, MissingCapability
+from ..errors import InvalidRequest, MissingCapability, Violation
 from .api import ModelInfo, ModelRoleInfo
 
 
@@ -40,7 +40,10 @@ def check_second(plugin: str, role: ModelRoleInfo, first: ModelInfo, second: Mod
     field = f"models.{role.name}"
     for capability in sorted(role.requires - second.capabilities):
         why = second.lacking.get(capability, f"{second.name} does not have it")
-        raise MissingCapability(f"{field}: {plugin} requires {capability} of it: {why}")
+        description = f"{plugin} requires {capability} of it: {why}"
+        raise MissingCapability(
+            f"{field}: {description}", violations=[Violation(field, description)]
+        )
     if problem := _output_problem(role.output, second):
         raise InvalidRequest.field(field, f"{plugin} needs {problem}")
     if role.same_inputs and first.name != second.name:

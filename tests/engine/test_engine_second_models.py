@@ -121,6 +121,7 @@ async def test_what_does_not_suit_a_role_is_refused_by_its_name():
         assert nobody.message.startswith("models.judge: there is no model 'nobody'")
         lacking = await refusal(worker, agreement(also={"witness": "blind"}), MissingCapability)
         assert lacking.message.startswith("models.witness: agreement requires gradient")
+        assert lacking.violations[0].field == "models.witness"
         assert "it has no derivative" in lacking.message
         for name, why in {
             "wide": "wide takes rows of shape [5], not [4]",
