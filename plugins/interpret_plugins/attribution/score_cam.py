@@ -7,7 +7,15 @@ from pydantic import Field
 from torch import Tensor
 
 from interpret_server.models.inner import Way
-from interpret_server.plugin import Batch, Capability, Classifier, Job, Kind, Plugin
+from interpret_server.plugin import (
+    Batch,
+    Capability,
+    Classifier,
+    InvalidRequest,
+    Job,
+    Kind,
+    Plugin,
+)
 
 from .activation_maps import (
     ActivationMap,
@@ -19,7 +27,7 @@ from .activation_maps import (
     spatial_sizes,
     warn_of_maps,
 )
-from .map_layers import channel_axis, layer_to_explain
+from .map_layers import channel_axis, layer_to_explain, spatial_axes
 from .perturbation import Hiding, PerturbationParams, fill_value, warn_unchanged
 
 
@@ -51,6 +59,15 @@ class ScoreCAM(Plugin[ScoreCAMParams, ActivationMap]):
     def check(self, model: Classifier, params: ScoreCAMParams) -> None:
         fill_value(model, params.fill)
         check_maps(model, params)
+        if params.layer is None:
+            return
+        axes = len(model.layer(params.layer).shape) - 1
+        if not spatial_axes(model, axes):
+            raise InvalidRequest.field(
+                "params.layer",
+                f"the maps of layer {params.layer!r} have {axes} spatial axes and are to mask "
+                f"inputs of shape {list(model.input_shape)}; name a layer whose maps lie over them",
+            )
 
     def run(
         self, model: Classifier, batch: Batch, params: ScoreCAMParams, job: Job

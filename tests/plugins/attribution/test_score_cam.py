@@ -177,6 +177,26 @@ def test_files_equal_the_formula_on_the_eager_module(saver: str, tmp_path: Path)
     torch.testing.assert_close(found.map, by_hand(module, 3, x), rtol=1e-4, atol=1e-6)
 
 
+class Mixed(nn.Module):
+    """Its second layer holds what it knows of each patch, channels last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.mix, self.last = nn.Conv2d(3, 5, 3, 3), nn.Linear(5, 5), nn.Linear(5, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.mix(self.patches(x).flatten(2).transpose(1, 2)).mean(1))
+
+
+def test_maps_that_do_not_lie_over_the_input_cannot_mask_it() -> None:
+    params = {"layer": "mix", "channels": "last", "upsample": "none"}
+    with pytest.raises(InvalidRequest, match="are to mask inputs of shape") as caught:
+        run(ScoreCAM(), model_of(Mixed()), images(2), TARGETS, **params)
+    assert caught.value.violations[0].field == "params.layer"
+    found = run(ScoreCAM(), model_of(Mixed()), images(2), TARGETS, layer="patches")
+    assert found.attributions.shape == (2, 9, 10)
+
+
 def test_bounds_that_are_not_stated_are_no_filling() -> None:
     with pytest.raises(InvalidRequest) as caught:
         run(ScoreCAM(), model_of(network(), bounds=None), images(2), TARGETS, fill="lower")
