@@ -49,7 +49,7 @@ class Moments:
         """Least squares with `penalty * |coefficients|^2`; the intercept is free.
 
         Args:
-            penalty: beside weights of samples as they were added; 0 takes the shortest of equal fits.
+            penalty: in units of the samples' weights; 0 takes the shortest of equal solutions.
             selected: the features that may be used, `(m,)` int64; the others' coefficients are 0.
         """
         central = self.central()
