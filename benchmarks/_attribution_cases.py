@@ -11,6 +11,7 @@ from torch.nn import functional as F
 Attribute = Callable[[], Tensor]
 
 STEPS = 10  # of integrals, noisy inputs and baselines
+BASELINES = 4
 GRID = 4  # cells of a side
 WINDOW = 224 // GRID  # of occlusion, and its stride
 LAYER = "net.features.12"  # the last one with maps before those of the classes
@@ -78,6 +79,17 @@ def _smoothgrad(peer: Peer) -> Attribute:
         stdevs=0.15,
         abs=False,
     )
+
+
+def _over_baselines(name: str, /, **options: Any) -> Callable[[Peer], Attribute]:
+    def made(peer: Peer) -> Attribute:
+        import captum.attr
+
+        method = getattr(captum.attr, name)(peer.network)
+        baselines = torch.rand(BASELINES, *peer.x.shape[1:])
+        return lambda: method.attribute(peer.x, baselines, target=peer.labels, **options)
+
+    return made
 
 
 def _grad_cam(peer: Peer) -> Attribute:
@@ -155,6 +167,15 @@ CASES: Mapping[str, Case] = {
         {"steps": STEPS},
     ),
     "smoothgrad": Case(_smoothgrad, {"samples": STEPS}, agrees=None),
+    # Captum's multipliers of max pooling miss the difference that they are shares of.
+    "deep_lift": Case(_plain("DeepLift"), agrees=None),
+    "deep_lift_shap": Case(_over_baselines("DeepLiftShap"), {"draws": BASELINES}, agrees=None),
+    "gradient_shap": Case(
+        _over_baselines("GradientShap", n_samples=STEPS, stdevs=0.05),
+        {"samples": STEPS, "draws": BASELINES},
+        agrees=None,
+    ),
+    "expected_gradients": Case(params={"samples": STEPS, "draws": BASELINES}),
     "grad_cam": Case(_grad_cam, {"layer": LAYER}),
     "grad_cam_plus_plus": Case(params={"layer": LAYER}),
     "layer_cam": Case(params={"layer": LAYER}),

@@ -15,11 +15,12 @@ from .baselines import Baseline, baseline_rows
 BASELINES: Mapping[str, AuxTensor] = {
     "baselines": AuxTensor(
         "The examples that each row is compared with, `(N, B, *input_shape)`, in place of the "
-        "parameters `baseline` and `spread`.",
+        "parameters `baseline`, `spread` and `draws`.",
         like_input=False,
     )
 }
-_ORDER = 1 << 40  # the step of the noise that shuffles examples
+SAMPLES = 1 << 32  # the first step of noise that does not draw baselines
+_ORDER = 1 << 40  # the step of the noise that shuffles them
 
 
 class BackgroundParams(Params):
@@ -38,6 +39,13 @@ class BackgroundParams(Params):
         description="Standard deviation of the normal noise that makes baselines of that one, as a "
         "share of the bounds' width; in the input's own units where the model states no bounds.",
     )
+    draws: int = Field(
+        16,
+        ge=1,
+        le=1000,
+        description="Baselines of each row that are drawn so; all of the tensor `baselines` where "
+        "it is given.",
+    )
 
 
 @dataclass(frozen=True)
@@ -49,43 +57,40 @@ class Background:
         batch: of the call.
         centre: `(N, *input_shape)`, what others are drawn around.
         spread: standard deviation of the noise, in the input's units.
-        given: `(N, B, *input_shape)`, or None.
+        count: B, how many there are.
+        given: `(N, B, *input_shape)`, or None where they are drawn.
     """
 
     model: Classifier
     batch: Batch
     centre: Tensor
     spread: float
+    count: int
     given: Tensor | None
 
-    def example(self, number: int, stream: int) -> Tensor:
-        """The given example of a number, modulo B, or one that is drawn, `(N, *input_shape)`.
+    def example(self, number: int) -> Tensor:
+        """The baselines of a number below B, `(N, *input_shape)`."""
+        return self.examples(torch.full((len(self.batch),), number))
 
-        Args:
-            number: 0 or more.
-            stream: step of the noise that draws.
-        """
-        if self.given is not None:
-            chosen = self.given[:, number % self.given.shape[1]]
-        else:
-            noise = normal_rows(self.batch.seeds, stream, self.centre)
-            chosen = self.centre + self.spread * noise
-        return self.model.carry(chosen, self.batch.inputs)
-
-    def picked(self, numbers: Tensor, stream: int) -> Tensor:
+    def examples(self, numbers: Tensor) -> Tensor:
         """The same with a number of its own for every row, `(N,)`."""
-        if self.given is None:
-            return self.example(0, stream)
-        rows = torch.arange(len(numbers), device=self.given.device)
-        chosen = self.given[rows, numbers % self.given.shape[1]]
+        if self.given is not None:
+            rows = torch.arange(len(numbers), device=self.given.device)
+            chosen = self.given[rows, numbers.to(self.given.device)]
+        else:
+            rows_alone = zip(
+                self.batch.seeds, numbers.tolist(), torch.split(self.centre, 1), strict=True
+            )
+            noise = [normal_rows((seed,), number, row) for seed, number, row in rows_alone]
+            chosen = self.centre + self.spread * torch.cat(noise)
         return self.model.carry(chosen, self.batch.inputs)
 
     def shuffled(self, samples: int) -> Tensor:
-        """0 to `samples` - 1 in an order of each row's seed, `(samples, N)`."""
+        """Numbers below B by turns, in an order of each row's seed, `(samples, N)`."""
         orders = [
             torch.randperm(samples, generator=generator(seed, _ORDER)) for seed in self.batch.seeds
         ]
-        return torch.stack(orders, 1).to(self.centre.device)
+        return torch.stack(orders, 1) % self.count
 
 
 def background(model: Classifier, batch: Batch, params: BackgroundParams) -> Background:
@@ -109,4 +114,5 @@ def background(model: Classifier, batch: Batch, params: BackgroundParams) -> Bac
                 f"[rows, baselines, {', '.join(map(str, row))}], with 1 baseline at least",
             )
     centre = baseline_rows(model, params.baseline, batch.inputs)
-    return Background(model, batch, centre, params.spread * model.scale, given)
+    count = params.draws if given is None else given.shape[1]
+    return Background(model, batch, centre, params.spread * model.scale, count, given)

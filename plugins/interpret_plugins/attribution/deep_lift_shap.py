@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from interpret_server.models.multipliers import multipliers
@@ -30,12 +29,7 @@ from .passes import passes
 
 
 class DeepLiftShapParams(BackgroundParams):
-    samples: int = Field(
-        16,
-        ge=1,
-        le=1000,
-        description="Baselines that are drawn; all of the tensor `baselines` where it is given.",
-    )
+    pass
 
 
 @dataclass(frozen=True)
@@ -57,7 +51,7 @@ class DeepLiftShap(Plugin[DeepLiftShapParams, DeepLiftShapResult]):
     The mean over baselines `x'` of `m(x, x') (x - x')`, with DeepLIFT's multipliers `m` of the
     rescale rule. Values are in target units and sum to `S(x) - mean S(x')` on any network;
     `convergence_delta` is what the sum misses. Baselines are those of the tensor `baselines`, or
-    `samples` draws of normal noise around `baseline`, from each row's seed. Tokens are attributed
+    `draws` of normal noise around `baseline`, from each row's seed. Tokens are attributed
     by their embeddings. Several baselines go through the model at once; sums are kept in float64.
 
     Source: Lundberg & Lee 2017, "A Unified Approach to Interpreting Model Predictions" (Deep SHAP);
@@ -77,14 +71,13 @@ class DeepLiftShap(Plugin[DeepLiftShapParams, DeepLiftShapResult]):
     ) -> DeepLiftShapResult:
         inputs, rows = batch.inputs, len(batch)
         choice = background(model, batch, params)
-        count = params.samples if choice.given is None else choice.given.shape[1]
-        parts = passes(job, 2 * rows, count)  # a row runs at both ends
+        parts = passes(job, 2 * rows, choice.count)  # a row runs at both ends
         total = torch.zeros_like(inputs, dtype=torch.float64)
         start = inputs.new_zeros(rows, dtype=torch.float64)
         unruled: set[str] = set()
         for step in job.track(len(parts)):
             part = parts[step]
-            baselines = torch.stack([choice.example(number, number) for number in part])
+            baselines = torch.stack([choice.example(number) for number in part])
             variants = inputs.expand_as(baselines)
             index = torch.arange(rows, device=inputs.device).repeat(len(part))
             found = multipliers(
@@ -95,9 +88,9 @@ class DeepLiftShap(Plugin[DeepLiftShapParams, DeepLiftShapResult]):
             for share, value in zip(shares, found.start.reshape(-1, rows), strict=True):
                 total += share
                 start += value
-        attributions = (total / count).to(inputs.dtype)
+        attributions = (total / choice.count).to(inputs.dtype)
         end = found.objective[:rows]
-        delta = convergence_delta(job, attributions, end, start / count, inexact(unruled))
+        delta = convergence_delta(job, attributions, end, start / choice.count, inexact(unruled))
         warn_of_zeros(job, attributions, ZERO)
         logits = None if found.logits is None else found.logits[:rows]
         return DeepLiftShapResult(attributions, delta, logits)

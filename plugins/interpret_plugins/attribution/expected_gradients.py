@@ -7,7 +7,7 @@ from pydantic import Field
 from interpret_server.noise import uniform_rows
 from interpret_server.plugin import AuxTensor, Batch, Capability, Classifier, Job, Kind, Plugin
 
-from .backgrounds import BASELINES, BackgroundParams, background
+from .backgrounds import BASELINES, SAMPLES, BackgroundParams, background
 from .baselines import check_baseline
 from .path_samples import PathSamplesResult, Place, average_gradients
 
@@ -23,11 +23,11 @@ class ExpectedGradients(Plugin[ExpectedGradientsParams, PathSamplesResult]):
 
     `E[(x - x') dS(x' + a (x - x')) / dx]` over baselines `x'` and `a` uniform in [0, 1). Values are
     in target units and sum in expectation to `S(x) - E S(x')`; `convergence_delta` is what the sum
-    misses for the baselines drawn, and rows where that is more than 5% of the difference are warned
-    about. Both are drawn evenly, which leaves the expectation as it is: `a` lies once in each of
-    `samples` equal parts of [0, 1), and the examples of the tensor `baselines` take turns in random
-    order. Without that tensor baselines are normal noise around `baseline`. Everything random comes
-    from each row's seed. Tokens are attributed by their embeddings.
+    misses, and rows where that is more than 5% of the difference are warned about. Both are drawn
+    evenly, which leaves the expectation as it is: `a` lies once in each of `samples` equal parts of
+    [0, 1), and baselines take turns in random order: those of the tensor `baselines`, or `draws` of
+    normal noise around `baseline`. Everything random comes from each row's seed. Tokens are
+    attributed by their embeddings.
 
     Source: Erion, Janizek, Sturmfels, Lundberg & Lee 2021, "Improving performance of deep learning
     models with axiomatic attribution priors and expected gradients".
@@ -48,9 +48,9 @@ class ExpectedGradients(Plugin[ExpectedGradientsParams, PathSamplesResult]):
         order = choice.shuffled(params.samples)
 
         def place(sample: int) -> Place:
-            # two steps of noise each: of the baseline, of the place
-            within = uniform_rows(batch.seeds, 2 * sample + 1, batch.inputs.new_empty(len(batch)))
-            start = choice.picked(order[sample], 2 * sample)
+            numbers = batch.inputs.new_empty(len(batch))
+            within = uniform_rows(batch.seeds, SAMPLES + sample, numbers)
+            start = choice.examples(order[sample])
             return Place(start, batch.inputs, (sample + within) / params.samples)
 
-        return average_gradients(model, batch, params.samples, place, job)
+        return average_gradients(choice, params.samples, place, job)

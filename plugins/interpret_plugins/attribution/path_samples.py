@@ -7,8 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from interpret_server.plugin import Batch, Classifier, Job, logits_before, metric, output
+from interpret_server.plugin import Job, logits_before, metric, output
 
+from .backgrounds import Background
 from .convergence import convergence_delta
 from .gradients import warn_of_zeros
 from .passes import passes, variant_gradients
@@ -45,43 +46,48 @@ class PathSamplesResult:
     )
     convergence_delta: Tensor = metric(
         "Sum of the attributions, less the target's value at the input and plus its mean over the "
-        "baselines that were drawn; goes to 0 with more samples."
+        "baselines (those of the samples, where these are fewer); goes to 0 with more samples."
     )
     logits: Tensor | None = logits_before()
 
 
 def average_gradients(
-    model: Classifier, batch: Batch, samples: int, place: Callable[[int], Place], job: Job
+    choice: Background, samples: int, place: Callable[[int], Place], job: Job
 ) -> PathSamplesResult:
     """The mean over samples of `(end - start) dS/dx` at `start + share (end - start)`.
 
     Several samples of every row go through the model at once; sums are kept in float64.
 
     Args:
-        model: to differentiate.
-        batch: of the call.
+        choice: the baselines that places begin at.
         samples: of every row.
         place: of a sample's number.
         job: that the passes belong to.
     """
-    inputs, targets, rows = batch.inputs, batch.targets, len(batch)
-    parts = passes(job, rows, samples)
+    model, inputs, targets = choice.model, choice.batch.inputs, choice.batch.targets
+    rows, few = len(inputs), choice.count <= samples
+    parts, ends_of = passes(job, rows, samples), min(choice.count, samples)
+    levels = passes(job, rows, ends_of)  # where the target's mean over baselines is taken
     total = torch.zeros_like(inputs, dtype=torch.float64)
     start = inputs.new_zeros(rows, dtype=torch.float64)
-    for step in job.track(len(parts)):
-        starts, ends, shares = map(torch.stack, zip(*map(place, parts[step]), strict=True))
-        along = shares.reshape(*shares.shape, *(1,) * (inputs.dim() - 1))
-        gradients = variant_gradients(model, torch.lerp(starts, ends, along), targets)
+    for step in job.track(len(parts) + len(levels)):
+        if step < len(parts):
+            starts, ends, shares = map(torch.stack, zip(*map(place, parts[step]), strict=True))
+            along = shares.reshape(*shares.shape, *(1,) * (inputs.dim() - 1))
+            gradients = variant_gradients(model, torch.lerp(starts, ends, along), targets)
+            for found in (ends - starts) * gradients:
+                total += found
+            continue
+        level = levels[step - len(parts)]
+        baselines = [choice.example(n) if few else place(n).start for n in level]
+        index = torch.arange(rows, device=inputs.device).repeat(len(level))
         with torch.no_grad():
-            index = torch.arange(rows, device=inputs.device).repeat(len(parts[step]))
-            values, _ = model.objective(starts.flatten(0, 1), targets.take(index))
-            if step == len(parts) - 1:
+            values, _ = model.objective(torch.cat(baselines), targets.take(index))
+            if level.stop == ends_of:
                 end, logits = model.objective(inputs, targets)
-        for found in (ends - starts) * gradients:
-            total += found
         for value in values.reshape(-1, rows):
             start += value
     attributions = (total / samples).to(inputs.dtype)
     warn_of_zeros(job, attributions, _ZERO)
-    delta = convergence_delta(job, attributions, end, start / samples, _INEXACT)
+    delta = convergence_delta(job, attributions, end, start / ends_of, _INEXACT)
     return PathSamplesResult(attributions, delta, logits)

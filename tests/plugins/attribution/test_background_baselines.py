@@ -9,6 +9,7 @@ import torch
 from captum.attr import DeepLiftShap as CaptumDeepLiftShap
 from torch import Tensor, nn
 
+from interpret_plugins.attribution.backgrounds import SAMPLES
 from interpret_plugins.attribution.deep_lift import DeepLift
 from interpret_plugins.attribution.deep_lift_shap import DeepLiftShap
 from interpret_plugins.attribution.expected_gradients import ExpectedGradients
@@ -109,7 +110,7 @@ def test_baselines_are_drawn_around_the_parameter() -> None:
     x = normal(3, 2, 6, 6)
     drawn = [-1 + 0.2 * 4 * normal_rows(SEEDS, step, x) for step in range(6)]
     expected = run(DeepLiftShap, model, x, torch.stack(drawn, 1)).attributions
-    found = run(DeepLiftShap, model, x, samples=6, spread=0.2, baseline="lower").attributions
+    found = run(DeepLiftShap, model, x, draws=6, spread=0.2, baseline="lower").attributions
     torch.testing.assert_close(found, expected)
 
 
@@ -118,7 +119,7 @@ def by_hand(
     x: Tensor,
     samples: int,
     noise: float,
-    draw: Callable[[int, int, float], Tensor],
+    draw: Callable[[int, float], Tensor],
 ) -> Tensor:
     """GradientSHAP row by row and sample by sample."""
     rows = []
@@ -127,9 +128,9 @@ def by_hand(
         for sample in range(samples):
             one = x[row : row + 1]
             seed = SEEDS[row : row + 1]
-            picked, share = uniform_rows(seed, 3 * sample + 2, one.new_empty(1, 2))[0]
-            start = draw(row, sample, float(picked))
-            end = one + noise * normal_rows(seed, 3 * sample + 1, one)
+            picked, share = uniform_rows(seed, SAMPLES + 2 * sample, one.new_empty(1, 2))[0]
+            start = draw(row, float(picked))
+            end = one + noise * normal_rows(seed, SAMPLES + 2 * sample + 1, one)
             leaf = (start + share * (end - start)).requires_grad_()
             (gradient,) = torch.autograd.grad(module(leaf)[0, CLASSES[row]], leaf)
             values += ((end - start) * gradient)[0] / samples
@@ -142,17 +143,17 @@ def test_gradient_shap_equals_a_loop_with_the_same_noise() -> None:
     model = classifier(module, (2, 6, 6), bounds=(0, 2))
     x, baselines = normal(3, 2, 6, 6), normal(3, 4, 2, 6, 6)
 
-    def given(row: int, sample: int, picked: float) -> Tensor:
+    def given(row: int, picked: float) -> Tensor:
         return baselines[row, int(picked * 4)][None]
 
-    def around(row: int, sample: int, picked: float) -> Tensor:
-        return 1 + 0.5 * normal_rows(SEEDS[row : row + 1], 3 * sample, x[:1])
+    def around(row: int, picked: float) -> Tensor:
+        return 1 + 0.5 * normal_rows(SEEDS[row : row + 1], int(picked * 5), x[:1])
 
     expected = by_hand(module, x, 7, 0.6, given)
     found = run(GradientShap, model, x, baselines, samples=7, noise=0.3)
     torch.testing.assert_close(found.attributions, expected)
     expected = by_hand(module, x, 7, 0.0, around)
-    found = run(GradientShap, model, x, samples=7, noise=0, spread=0.25, baseline="mean")
+    found = run(GradientShap, model, x, samples=7, noise=0, draws=5, spread=0.25, baseline="mean")
     torch.testing.assert_close(found.attributions, expected)
 
 
@@ -206,14 +207,16 @@ def test_passes_batch_mates_and_their_order_change_nothing(
     model = classifier(network(), (2, 6, 6))
     x = normal(3, 2, 6, 6)
     baselines = normal(3, 6, 2, 6, 6) if given else None
-    whole = run(plugin, model, x, baselines, samples=6)
+    settings: dict[str, object] = {"draws": 6} if plugin is DeepLiftShap else {"samples": 6}
+    whole = run(plugin, model, x, baselines, **settings)
     job = Recorder(6)
-    parts = run(plugin, model, x, baselines, job, samples=6)
-    assert job.steps == [6 if plugin is DeepLiftShap else 3]
+    parts = run(plugin, model, x, baselines, job, **settings)
+    assert job.steps == [6]
     torch.testing.assert_close(parts.attributions, whole.attributions)
-    alone = run(plugin, model, x[:1], None if baselines is None else baselines[:1], samples=6)
+    torch.testing.assert_close(parts.convergence_delta, whole.convergence_delta)
+    alone = run(plugin, model, x[:1], None if baselines is None else baselines[:1], **settings)
     torch.testing.assert_close(alone.attributions, whole.attributions[:1])
-    other = run(plugin, model, x, baselines, samples=6, seeds=(8, 9, 10)).attributions
+    other = run(plugin, model, x, baselines, seeds=(8, 9, 10), **settings).attributions
     same = given and plugin is DeepLiftShap  # nothing is drawn
     assert torch.equal(other, whole.attributions) == same
 
