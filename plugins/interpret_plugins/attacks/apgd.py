@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -14,6 +13,7 @@ from .attack import Attack, AttackParams, AttackResult, Attempt, drive
 from .auto_pgd import climb
 from .losses import Goal, LossName, classes_needed
 from .norms import L1, NormName
+from .planes import candidates
 
 _RADII = ((3.0, 0.3), (2.0, 0.3), (1.0, 0.4))  # in L1: times epsilon, and shares of the steps
 
@@ -98,21 +98,13 @@ def auto_pgd(
     """
     attempt.flat[attempt.open] = True
     goal = replace(attempt.goal, loss=loss)
-    others = _others_by_rank(attempt)[:, :target_classes]
+    others = candidates(attempt.logits, goal.labels, target_classes)
     towards: list[Tensor | None] = [*others.unbind(1)] or [None]
     for draw, (_, classes) in enumerate(product(range(restarts), towards)):
         rows = attempt.open
         if not len(rows):
             return
         yield from _run(attempt, rows, replace(goal, towards=classes).take(rows), steps, draw)
-
-
-def _others_by_rank(attempt: Attempt) -> Tensor:
-    """The classes but the label, `(N, K - 1)`, the likeliest of the input first."""
-    labels = attempt.goal.labels.unsqueeze(1)
-    others = attempt.logits.scatter(1, labels, -torch.inf)
-    order: Tensor = others.argsort(dim=1, descending=True, stable=True)
-    return order[:, :-1]
 
 
 def _run(attempt: Attempt, rows: Tensor, goal: Goal, steps: int, draw: int) -> Iterator[None]:

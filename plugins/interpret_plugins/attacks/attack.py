@@ -40,8 +40,22 @@ _END = object()
 _CLEAR = 1e-5
 
 
-class AttackParams(Params):
-    """Parameters that every attack in a ball or box has."""
+class GoalParams(Params):
+    """Parameters that every attack has."""
+
+    norm: NormName = Field("linf", description="Norm that changes are measured in.")
+    targeted: bool = Field(
+        False,
+        description="Reach the target class; otherwise the target is the true class, to be left.",
+    )
+
+    def goal(self, labels: Tensor) -> Goal:
+        """What an attack on rows with these labels is to achieve."""
+        return Goal(labels, self.targeted, "margin")
+
+
+class RadiusParams(GoalParams):
+    """Parameters of attacks with a radius."""
 
     epsilon: float | None = Field(
         None,
@@ -51,21 +65,25 @@ class AttackParams(Params):
         "where the tensors lower and upper are given.",
     )
     norm: NormName = Field("linf", description="Norm that epsilon is measured in.")
-    targeted: bool = Field(
+    confirm_small_epsilon: bool = Field(
         False,
-        description="Reach the target class; otherwise the target is the true class, to be left.",
+        description="Accept an epsilon under a thousandth of the width of the bounds, which is "
+        "usually a mistake of units.",
     )
+
+
+class AttackParams(RadiusParams):
+    """Parameters that every attack in a ball or box has."""
+
     loss: LossName = Field(
         "cross_entropy",
         description="What is ascended, on logits: cross-entropy, the margin between the label's "
         "logit and the largest other one, or dlr, that margin over the spread of the largest "
         "logits (three classes or more, targeted four).",
     )
-    confirm_small_epsilon: bool = Field(
-        False,
-        description="Accept an epsilon under a thousandth of the width of the bounds, which is "
-        "usually a mistake of units.",
-    )
+
+    def goal(self, labels: Tensor) -> Goal:
+        return Goal(labels, self.targeted, self.loss)
 
 
 @dataclass(frozen=True)
@@ -118,20 +136,27 @@ class Attempt:
     flat: Tensor
 
     @classmethod
-    def begin(cls, model: Classifier, batch: Batch, params: AttackParams, job: Job) -> "Attempt":
+    def begin(cls, model: Classifier, batch: Batch, params: RadiusParams, job: Job) -> "Attempt":
         """Predict the inputs, and set the region and the goal.
 
         Raises:
             InvalidRequest: a box is incomplete or empty, or contradicts epsilon or norm.
         """
-        region = _region(model, batch, params)
-        goal = Goal(batch.targets.labels.to(batch.inputs.device), params.targeted, params.loss)
+        return cls.start(
+            model, batch, params.goal(_labels(batch)), _region(model, batch, params), job
+        )
+
+    @classmethod
+    def start(
+        cls, model: Classifier, batch: Batch, goal: Goal, region: Region, job: Job
+    ) -> "Attempt":
+        """Predict the inputs; warns about rows that have their target already."""
         with torch.no_grad():
             logits = model(batch.inputs)
             start = region.confine(batch.inputs)
             moved = (start != batch.inputs).flatten(1).any(1)
             margin = goal.margin(model(start) if moved.any() else logits)
-        if params.targeted and (reached := goal.margin(logits) > 0).any():
+        if goal.targeted and (reached := goal.margin(logits) > 0).any():
             job.warn(reached, _REACHED)
         queries, flat = 1 + moved.long(), torch.zeros_like(moved)
         return cls(model, batch, region, goal, logits, start, margin, queries, flat)
@@ -147,6 +172,10 @@ class Attempt:
         better = margin > self.margin[rows]
         self.best[rows[better]] = x[better]
         self.margin[rows[better]] = margin[better]
+
+    def done(self, rows: Tensor) -> Tensor:
+        """Of `rows`, those that need no further steps."""
+        return self.margin[rows] > 0
 
     def clear(self, rows: Tensor, logits: Tensor) -> Tensor:
         """Of `rows`, those whose logits have reached the goal by more than rounding moves them."""
@@ -201,24 +230,34 @@ class Attack:
     }
 
     def check(self, model: Classifier, params: Any) -> None:
-        """Refuse an epsilon that is probably in other units than the bounds, and a loss of more
-        classes than there are."""
-        if model.classes < (needed := classes_needed(params.loss, towards=params.targeted)):
-            raise InvalidRequest.field(
-                "params.loss",
-                f"{params.loss} takes {needed} classes, and {model.name} has {model.classes}",
-            )
-        epsilon, limit = params.epsilon, model.scale / 1000
-        if epsilon is not None and epsilon < limit and not params.confirm_small_epsilon:
-            lower, upper = model.bounds
-            raise InvalidRequest.field(
-                "params.epsilon",
-                f"{epsilon:g} is under a thousandth of the bounds of {model.name}, {lower:g} to "
-                f"{upper:g}; epsilon is in those units: scale it, or set confirm_small_epsilon",
-            )
+        """Refuse an epsilon that is probably in other units, and a loss that takes more classes."""
+        if isinstance(params, RadiusParams):
+            _check_units(model, params)
+        if isinstance(params, AttackParams):
+            needed = classes_needed(params.loss, towards=params.targeted)
+            if model.classes < needed:
+                raise InvalidRequest.field(
+                    "params.loss",
+                    f"{params.loss} takes {needed} classes, and {model.name} has {model.classes}",
+                )
 
 
-def _region(model: Classifier, batch: Batch, params: AttackParams) -> Region:
+def _check_units(model: Classifier, params: RadiusParams) -> None:
+    epsilon, limit = params.epsilon, model.scale / 1000
+    if epsilon is not None and epsilon < limit and not params.confirm_small_epsilon:
+        lower, upper = model.bounds
+        raise InvalidRequest.field(
+            "params.epsilon",
+            f"{epsilon:g} is under a thousandth of the bounds of {model.name}, {lower:g} to "
+            f"{upper:g}; epsilon is in those units: scale it, or set confirm_small_epsilon",
+        )
+
+
+def _labels(batch: Batch) -> Tensor:
+    return batch.targets.labels.to(batch.inputs.device)
+
+
+def _region(model: Classifier, batch: Batch, params: RadiusParams) -> Region:
     lower, upper = batch.tensors.get("lower"), batch.tensors.get("upper")
     if lower is None and upper is None:
         epsilon = params.epsilon

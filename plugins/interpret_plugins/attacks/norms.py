@@ -27,6 +27,7 @@ def per_row(values: Tensor, rows: Tensor) -> Tensor:
 class Norm(ABC):
     """One norm: how changes are measured, and which step ascends most."""
 
+    name: ClassVar[NormName]
     customary: ClassVar[float]  # the usual radius on CIFAR-10, as a share of the bounds' width
 
     @abstractmethod
@@ -46,6 +47,7 @@ class Norm(ABC):
 class Linf(Norm):
     """Largest change of a single value; its ball is a box."""
 
+    name = "linf"
     customary = 8 / 255
 
     def size(self, delta: Tensor) -> Tensor:
@@ -91,6 +93,7 @@ class RoundNorm(Norm):
 class L2(RoundNorm):
     """Euclidean length of the change."""
 
+    name = "l2"
     customary = 0.5
 
     def size(self, delta: Tensor) -> Tensor:
@@ -119,6 +122,7 @@ class L1(RoundNorm):
     section 2: sparse L1 descent).
     """
 
+    name = "l1"
     customary = 12.0
 
     def size(self, delta: Tensor) -> Tensor:

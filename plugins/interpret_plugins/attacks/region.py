@@ -45,6 +45,8 @@ class Region:
         radius: of the ball around `centre` in `norm`; infinite where the box says it all.
         reach: `(N, *input_shape)`; what a step size is measured by: epsilon, or half the width of
             the caller's box.
+        middle: `(N, *input_shape)`; what distances to the region's edge are measured from: the
+            inputs, or the middle of the caller's box.
     """
 
     norm: Norm
@@ -53,6 +55,7 @@ class Region:
     upper: Tensor
     radius: float
     reach: Tensor
+    middle: Tensor
 
     @classmethod
     def ball(cls, x: Tensor, norm: NormName, epsilon: float, bounds: Bounds) -> "Region":
@@ -62,7 +65,12 @@ class Region:
         side, radius = (epsilon, math.inf) if is_box else (math.inf, epsilon)
         lower = _least(x, side, bounds.lower)
         upper = -_least(-x, side, -bounds.upper)
-        return cls(strategy, x, lower, upper, radius, torch.full_like(x, epsilon))
+        return cls(strategy, x, lower, upper, radius, torch.full_like(x, epsilon), x)
+
+    @classmethod
+    def everywhere(cls, x: Tensor, norm: NormName, bounds: Bounds) -> "Region":
+        """All inputs within the bounds."""
+        return cls.ball(x, norm, math.inf, bounds)
 
     @classmethod
     def box(cls, x: Tensor, lower: Tensor, upper: Tensor, bounds: Bounds) -> "Region":
@@ -81,7 +89,8 @@ class Region:
                 f"the box of row {int(empty.nonzero()[0])} is empty: lower is above upper, or the "
                 "box lies outside the model's bounds",
             )
-        return cls(NORMS["linf"], x, lower, upper, math.inf, (upper - lower) / 2)
+        reach = (upper - lower) / 2
+        return cls(NORMS["linf"], x, lower, upper, math.inf, reach, lower + reach)
 
     def take(self, rows: Tensor) -> "Region":
         """The region of some rows."""
@@ -92,6 +101,7 @@ class Region:
             self.upper[rows],
             self.radius,
             self.reach[rows],
+            self.middle[rows],
         )
 
     def widened(self, times: float) -> "Region":
