@@ -161,6 +161,31 @@ async def test_networks_that_are_no_classifiers_join_a_set(fleet: Fleet, tmp_pat
         await result(fleet, judged(judge="squares"))
 
 
+class Endless(torch.nn.Module):
+    """Three classes, and on one input no answer at all."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        while bool((x[0, 0] == 0.125).item()):
+            x = x + 0
+        return x[:, :3] + 0.5
+
+
+async def test_an_endless_second_model_stops_nothing_but_its_set(fleet: Fleet, tmp_path: Path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.jit.script(Endless()).save(str(tmp_path / "endless.pt"))
+    await fleet.load("endless", tmp_path / "endless.pt", MANIFEST)
+    before = fleet.process_ids()
+    assert theirs(await result(fleet, judged(judge="endless"))) == 1.5
+    stuck = asyncio.create_task(events(fleet, judged(judge="endless", inputs=rows(0.125))))
+    await until(lambda: fleet._keepers["endless"].users.count)
+    assert (await result(fleet, calling("net"))).before[0].logits[0] == 4.5
+    with pytest.raises(Unavailable, match=r"endless \+ net was stopped in a step of more than 2 s"):
+        await stuck
+    assert {name: fleet.process_ids()[name] for name in before} == before
+    assert theirs(await persistent(fleet, judged(judge="endless"))) == 1.5
+
+
 async def test_a_death_fails_the_calls_of_the_set_alone(fleet: Fleet):
     await result(fleet, judged())
     own = asyncio.create_task(result(fleet, judged("net", "net", steps=100, seconds=0.005)))
