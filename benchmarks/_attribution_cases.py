@@ -87,7 +87,8 @@ def _over_baselines(name: str, /, **options: Any) -> Callable[[Peer], Attribute]
 
         method = getattr(captum.attr, name)(peer.network)
         baselines = torch.rand(BASELINES, *peer.x.shape[1:])
-        return lambda: method.attribute(peer.x, baselines, target=peer.labels, **options)
+        settings = {"target": peer.labels, "return_convergence_delta": True, **options}
+        return lambda: method.attribute(peer.x, baselines, **settings)[0]
 
     return made
 
