@@ -46,7 +46,7 @@ _KINDS: dict[Kind, frozenset[Any]] = {
         "diagonal_scatter as_strided_scatter embedding flip roll repeat repeat_interleave "
         "tril triu im2col col2im max_unpool2d max_unpool3d trace diag_embed "
         "_fft_r2c _fft_c2r _fft_c2c view_as_real view_as_complex _conj_physical "
-        "_fake_quantize_learnable_per_tensor_affine take take_along_dim "
+        "take take_along_dim "
         "_pack_padded_sequence _pad_packed_sequence rot90 masked_select squeeze_copy expand_copy "
         "permute_copy view_copy"
     ),
@@ -57,6 +57,7 @@ _KINDS: dict[Kind, frozenset[Any]] = {
     ),
     Kind.POINTWISE: _packets(
         "hardswish log_sigmoid_forward masked_fill fake_quantize_per_tensor_affine rrelu "
+        "_fake_quantize_learnable_per_tensor_affine "
         "fake_quantize_per_tensor_affine_cachemask div pow where maximum minimum"
     ),
     Kind.LARGEST: _packets(
@@ -73,7 +74,7 @@ _BY_PACKET = {packet: kind for kind, packets in _KINDS.items() for packet in pac
 
 INDEXED = _packets(  # pick values by whole numbers, which have no multipliers themselves
     "gather index index_select _unsafe_index index_add index_copy index_put scatter scatter_add "
-    "scatter_reduce embedding take take_along_dim max_unpool2d max_unpool3d"
+    "scatter_reduce embedding take take_along_dim masked_select max_unpool2d max_unpool3d"
 )
 _GIVEN_BY = {  # linear where this argument does not depend on the input
     _aten.where: 0,
