@@ -49,9 +49,12 @@ class Settings:
         gradient_blur: blur of the gradient in pixels, from the first step to the last.
         norm_percentile: pixels whose norm lies below this percentile are set to the centre.
         contribution_percentile: the same for |sum over channels of z * gradient|.
-        jitter: largest shift in pixels, drawn anew at each step for each row and axis.
+        views: how many views of the image the gradients of a step are summed over.
+        zoom: smallest and largest share of each axis that a view shows.
+        mirror: half of the views are mirrored along the last axis.
+        jitter: how far a view may lie outside the image, in pixels.
         noise: standard deviation of the noise under which each gradient is taken.
-        settle: share of the steps, at the end, without jitter and noise.
+        settle: share of the steps, at the end, on the image as it is: one view, no noise.
         octaves: sizes to work through, coarse to fine.
         octave_ratio: each size over the one before.
         start_noise: standard deviation of the noise added to the start.
@@ -70,6 +73,9 @@ class Settings:
     gradient_blur: tuple[float, float] = (0.0, 0.0)
     norm_percentile: float = 0.0
     contribution_percentile: float = 0.0
+    views: int = 1
+    zoom: tuple[float, float] = (1.0, 1.0)
+    mirror: bool = False
     jitter: int = 0
     noise: float = 0.0
     settle: float = 0.0

@@ -7,7 +7,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from interpret_server.noise import normal_rows, uniform_rows
+from interpret_server.noise import normal_rows
 from interpret_server.plugin import (
     Batch,
     Capability,
@@ -26,9 +26,11 @@ from interpret_server.plugin import (
 
 from .ascent import Policy, Score, Settings, ascend, preset
 from .centred import Centred
-from .spatial import Axes, blur, octave_sizes, resize, shift
+from .spatial import Axes, blur, octave_sizes, resample, resize
+from .views import random_windows
 
 Sigma = Annotated[float, Field(ge=0, le=64)]
+Share = Annotated[float, Field(ge=0.05, le=4)]
 _SMALLEST_OCTAVE = 64  # pixels; below it an image has no coarser structure worth a pass
 
 
@@ -86,8 +88,20 @@ class ClassVisualizationParams(Params):
         description="Pixels whose contribution |sum over channels of z * gradient| is below this "
         "percentile become neutral after each step.",
     )
+    views: int | None = Field(
+        None,
+        ge=1,
+        le=64,
+        description="Random views of the image whose gradients each step takes the mean of.",
+    )
+    zoom: tuple[Share, Share] | None = Field(
+        None, description="Smallest and largest share of each axis that a view shows."
+    )
+    mirror: bool | None = Field(
+        None, description="Mirror half of the views along the last spatial axis."
+    )
     jitter: int | None = Field(
-        None, ge=0, le=1024, description="Largest random shift in pixels, drawn at each step."
+        None, ge=0, le=1024, description="How far a view may lie outside the image, in pixels."
     )
     noise: float | None = Field(
         None,
@@ -96,7 +110,10 @@ class ClassVisualizationParams(Params):
         description="Standard deviation of the noise under which each gradient is taken, in z.",
     )
     settle: float | None = Field(
-        None, ge=0, le=1, description="Share of the steps, at the end, without jitter and noise."
+        None,
+        ge=0,
+        le=1,
+        description="Share of the steps, at the end, that see the image as it is, without noise.",
     )
     octaves: int | None = Field(
         None,
@@ -153,7 +170,7 @@ class ClassVisualization(Plugin[ClassVisualizationParams, ClassVisualizationResu
         levels = 1 if batch.has_inputs else settings.octaves
         sizes = octave_sizes(full, levels, settings.octave_ratio, _SMALLEST_OCTAVE)
         z = resize(space.from_input(batch.inputs), axes, sizes[0])
-        z = z + settings.start_noise * normal_rows(batch.seeds, settings.steps, z)
+        z = z + settings.start_noise * normal_rows(batch.seeds, settings.steps * settings.views, z)
         previews = max(1, settings.steps // 20)
         for step in job.track(settings.steps):
             size = sizes[step * len(sizes) // settings.steps]
@@ -173,25 +190,42 @@ class ClassVisualization(Plugin[ClassVisualizationParams, ClassVisualizationResu
 
 
 def _gradient(model: Classifier, batch: Batch, z: Tensor, step: int, settings: Settings) -> Tensor:
-    """The blurred gradient by z of the penalised score, under a random shift and noise."""
+    """The blurred gradient by z of the penalised score, its mean over the views of this step."""
     axes, space = Axes.of(model), Centred.of(model)
-    leaf = z.detach().clone().requires_grad_()
-    with torch.enable_grad():
-        shown = resize(leaf, axes, axes.sizes(batch.inputs.shape))
-        if step < settings.steps * (1 - settings.settle):
-            shown = _disturbed(shown, axes, batch, step, settings)
-        score, logits = model.objective(space.to_input(shown), batch.targets)
-        if settings.score is Score.LOG_ODDS and logits is not None:
-            score = score - logits.scatter(1, batch.targets.index, -torch.inf).logsumexp(1)
-        score = score - settings.l2 * leaf.square().flatten(1).sum(1)
-        (gradient,) = torch.autograd.grad(score.sum(), leaf)
+    full = axes.sizes(batch.inputs.shape)
+    moving = step < settings.steps * (1 - settings.settle)
+    views = settings.views if moving else 1
+    total = torch.zeros_like(z)
+    for view in range(views):
+        leaf = z.detach().clone().requires_grad_()
+        with torch.enable_grad():
+            if moving:
+                shown = _view(leaf, batch, axes, full, step * settings.views + view, settings)
+            else:
+                shown = resize(leaf, axes, full)
+            score, logits = model.objective(space.to_input(shown), batch.targets)
+            if settings.score is Score.LOG_ODDS and logits is not None:
+                score = score - logits.scatter(1, batch.targets.index, -torch.inf).logsumexp(1)
+            (gradient,) = torch.autograd.grad(score.sum(), leaf)
+        total = total + gradient
     first, last = settings.gradient_blur
-    return blur(gradient, axes, first + (last - first) * step / settings.steps)
+    sigma = first + (last - first) * step / settings.steps
+    return blur(total / views - 2 * settings.l2 * z, axes, sigma)
 
 
-def _disturbed(z: Tensor, axes: Axes, batch: Batch, step: int, settings: Settings) -> Tensor:
-    if settings.jitter and axes.spatial:
-        draws = uniform_rows(batch.seeds, ~step, z.new_empty(len(z), len(axes.spatial)))
-        span = 2 * settings.jitter + 1
-        z = shift(z, axes, (draws * span).long() - settings.jitter)
-    return z + settings.noise * batch.normal(step) if settings.noise else z
+def _view(
+    z: Tensor, batch: Batch, axes: Axes, full: tuple[int, ...], draw: int, settings: Settings
+) -> Tensor:
+    """A random view of each row at the size `full`, under noise."""
+    if axes.spatial:
+        sizes = axes.sizes(z.shape)
+        windows = random_windows(
+            batch.seeds,
+            draw,
+            sizes,
+            zoom=settings.zoom,
+            jitter=[settings.jitter * size / end for size, end in zip(sizes, full, strict=True)],
+            mirror=settings.mirror,
+        )
+        z = resample(z, axes, windows, full)
+    return z + settings.noise * batch.normal(draw) if settings.noise else z

@@ -64,6 +64,26 @@ def resize(x: Tensor, axes: Axes, sizes: Sequence[int]) -> Tensor:
     return x
 
 
+def resample(x: Tensor, axes: Axes, windows: Tensor, sizes: Sequence[int]) -> Tensor:
+    """A window of every row, by linear interpolation at `sizes`; differentiable.
+
+    Beyond the edges the row is mirrored with its own edge pixel repeated. A window from 0 to the
+    size of an axis is `resize`.
+
+    Args:
+        windows: `(N, number of spatial axes, 2)`, the edges at which row i's window starts and
+            ends in pixels of `x`, not whole ones necessarily; one that ends before it starts is
+            seen in a mirror.
+        sizes: of the spatial axes of the result.
+    """
+    for number, (axis, size) in enumerate(zip(axes.spatial, sizes, strict=True)):
+        matrices = _window_matrices(x.shape[axis], size, windows[:, number].to(x))
+        rows = x.movedim(axis, -1)
+        seen = rows.flatten(1, -2) @ matrices.mT
+        x = seen.reshape(*rows.shape[:-1], size).movedim(-1, axis)
+    return x
+
+
 def shift(x: Tensor, axes: Axes, offsets: Tensor) -> Tensor:
     """Roll row i by `offsets[i]` pixels, one per spatial axis; differentiable.
 
@@ -133,6 +153,20 @@ def _blur_matrix(size: int, sigma: float) -> Tensor:
 def _resize_matrix(old: int, new: int) -> Tensor:
     identity = torch.eye(old, dtype=torch.float64)[None]
     return F.interpolate(identity, size=new, mode="linear", align_corners=False)[0].T.contiguous()
+
+
+def _window_matrices(old: int, new: int, windows: Tensor) -> Tensor:
+    """`(N, new, old)`: the weights of the old pixels in each of the new ones."""
+    start, end = windows[:, :1], windows[:, 1:]
+    position = start + (torch.arange(new).to(windows) + 0.5) / new * (end - start) - 0.5
+    below = position.floor()
+    weight = position - below
+    matrices = windows.new_zeros(len(windows), new, old)
+    for offset, share in ((0, 1 - weight), (1, weight)):
+        pixel = (below.long() + offset) % (2 * old)
+        pixel = torch.minimum(pixel, 2 * old - 1 - pixel)
+        matrices.scatter_add_(2, pixel[..., None], share[..., None])
+    return matrices
 
 
 def octave_sizes(

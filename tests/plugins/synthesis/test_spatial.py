@@ -12,6 +12,7 @@ from interpret_plugins.synthesis.spatial import (
     Axes,
     blur,
     octave_sizes,
+    resample,
     resize,
     shift,
     total_variation,
@@ -127,6 +128,60 @@ def test_resize_equals_bilinear_interpolation() -> None:
     torch.testing.assert_close(resize(x, Axes((2, 3), (1,)), (8, 11)), expected)
     last = resize(x.movedim(1, -1), Axes((1, 2), (3,)), (8, 11))
     torch.testing.assert_close(last.movedim(-1, 1), expected)
+
+
+def _slow_resample(row: Tensor, axis: int, window: list[float], size: int) -> Tensor:
+    """One row along one axis, by numpy's interpolation of the row with its mirror images."""
+    old = row.shape[axis]
+    start, end = window
+    position = start + (np.arange(size) + 0.5) / size * (end - start) - 0.5
+    plain = row.numpy()
+    mirrored = np.concatenate([np.flip(plain, axis), plain, np.flip(plain, axis)], axis)
+    grid = np.arange(-old, 2 * old)
+    seen = np.apply_along_axis(lambda line: np.interp(position, grid, line), axis, mirrored)
+    return torch.from_numpy(seen)
+
+
+@layouts
+def test_resample_equals_interpolation_of_the_mirrored_row(
+    shape: tuple[int, ...], axes: Axes
+) -> None:
+    x = _batch(shape)
+    count = len(axes.spatial)
+    windows = torch.tensor([[[0.7, 3.2], [4.5, -1.25], [-2.0, 6.0]]] * 2, dtype=torch.float64)
+    windows[1] += 0.3
+    sizes = (4, 7, 2)[:count]
+    seen = resample(x, axes, windows[:, :count], sizes)
+    for row in range(2):
+        expected = x[row]
+        for number, axis in enumerate(axes.spatial):
+            window = windows[row, number].tolist()
+            expected = _slow_resample(expected, axis - 1, window, sizes[number])
+        torch.testing.assert_close(seen[row], expected)
+
+
+@layouts
+def test_resample_of_whole_axes_is_resize(shape: tuple[int, ...], axes: Axes) -> None:
+    x = _batch(shape)
+    sizes = axes.sizes(x.shape)
+    windows = torch.tensor([[0.0, size] for size in sizes]).view(1, -1, 2).expand(2, -1, 2)
+    new = tuple(size + 3 for size in sizes)
+    torch.testing.assert_close(resample(x, axes, windows, new), resize(x, axes, new))
+    torch.testing.assert_close(resample(x, axes, windows, sizes), x)
+    if sizes:
+        turned = resample(x, axes, windows.flip(-1), sizes)
+        torch.testing.assert_close(turned, x.flip(axes.spatial))
+
+
+def test_resample_passes_gradients_to_the_pixels_it_shows() -> None:
+    x = _batch((1, 4, 6)).requires_grad_()
+    windows = torch.tensor([[[1.0, 3.0], [2.0, 4.0]], [[0.0, 4.0], [0.0, 6.0]]])
+    seen = resample(x, Axes((2, 3), (1,)), windows, (2, 2))
+    (gradient,) = torch.autograd.grad(seen[0].sum(), x)
+    expected = torch.zeros(4, 6, dtype=torch.float64)
+    expected[1:3, 2:4] = 1
+    assert torch.equal(gradient[0, 0], expected)
+    assert not gradient[1].any()
 
 
 def test_octaves_run_from_coarse_to_the_full_size_and_leave_out_small_ones() -> None:
