@@ -15,6 +15,7 @@ BASELINES = 4
 GRID = 4  # cells of a side
 WINDOW = 224 // GRID  # of occlusion, and its stride
 LAYER = "net.features.12"  # the last one with maps before those of the classes
+UNIT = 5  # a channel of that layer
 ROWS_AT_ONCE = 64  # of one pass, on both sides
 
 
@@ -158,6 +159,77 @@ def _coalitions(name: str, samples: int, at_once: int) -> Callable[[Peer], Attri
     return made
 
 
+def _lrp(peer: Peer) -> Attribute:
+    from captum.attr import LRP
+    from captum.attr._utils.lrp_rules import EpsilonRule
+
+    for module in peer.network.modules():
+        if isinstance(module, nn.Conv2d | nn.MaxPool2d | nn.AdaptiveAvgPool2d | nn.Flatten):
+            module.rule = EpsilonRule(epsilon=1e-6)
+    method = LRP(peer.network)
+    return lambda: method.attribute(peer.x, target=peer.labels)
+
+
+def _at_layer(name: str, /, **options: Any) -> Callable[[Peer], Attribute]:
+    def made(peer: Peer) -> Attribute:
+        import captum.attr
+
+        method = getattr(captum.attr, name)(peer.network, peer.layer)
+        return lambda: method.attribute(peer.x, target=peer.labels, **options)
+
+    return made
+
+
+def _activation(peer: Peer) -> Attribute:
+    from captum.attr import LayerActivation
+
+    method = LayerActivation(peer.network, peer.layer)
+    return lambda: method.attribute(peer.x)
+
+
+def _neuron(peer: Peer) -> Attribute:
+    from captum.attr import NeuronConductance
+
+    method = NeuronConductance(peer.network, peer.layer)
+    settings = {"n_steps": STEPS, "internal_batch_size": ROWS_AT_ONCE}
+    return lambda: method.attribute(peer.x, (UNIT, 6, 6), target=peer.labels, **settings)
+
+
+def _infidelity(peer: Peer) -> Attribute:
+    from captum.attr import Saliency
+    from captum.metrics import infidelity
+
+    method = Saliency(peer.network)
+
+    def noisy(x: Tensor) -> tuple[Tensor, Tensor]:
+        noise = 0.03 * torch.randn_like(x)
+        return noise, x - noise
+
+    def run() -> Tensor:
+        maps = method.attribute(peer.x, target=peer.labels, abs=False)
+        settings = {"target": peer.labels, "n_perturb_samples": STEPS}
+        found: Tensor = infidelity(
+            peer.network, noisy, peer.x, maps, max_examples_per_batch=ROWS_AT_ONCE, **settings
+        )
+        return found
+
+    return run
+
+
+def _max_sensitivity(peer: Peer) -> Attribute:
+    from captum.attr import Saliency
+    from captum.metrics import sensitivity_max
+
+    method = Saliency(peer.network)
+    return lambda: sensitivity_max(
+        method.attribute,
+        peer.x,
+        target=peer.labels,
+        n_perturb_samples=STEPS,
+        max_examples_per_batch=ROWS_AT_ONCE,
+    )
+
+
 CASES: Mapping[str, Case] = {
     "saliency": Case(_plain("Saliency")),
     "input_x_gradient": Case(_plain("InputXGradient")),
@@ -200,4 +272,17 @@ CASES: Mapping[str, Case] = {
         {"cell": WINDOW, "fill": "zero", "permutations": 4},
         agrees=None,
     ),
+    "guided_integrated_gradients": Case(params={"steps": STEPS}),
+    "blur_integrated_gradients": Case(params={"steps": STEPS}),
+    "score_cam": Case(params={"layer": "net.features.2"}),
+    # Captum hands a winner's share to all values that max pooling covers, and to biases none.
+    "lrp": Case(_lrp, {"rule": "epsilon"}, agrees=None),
+    "transformer_lrp": Case(),
+    "layer_attribution": Case(_at_layer("LayerGradientXActivation"), {"layer": LAYER}),
+    "neuron_attribution": Case(
+        _neuron, {"layer": LAYER, "unit": [UNIT, 6, 6], "steps": STEPS}, agrees=None
+    ),
+    "layer_activation": Case(_activation, {"layers": [LAYER]}, agrees=None),
+    "infidelity": Case(_infidelity, {"samples": STEPS}, agrees=None),
+    "max_sensitivity": Case(_max_sensitivity, {"samples": STEPS}, agrees=None),
 }
