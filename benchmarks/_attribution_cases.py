@@ -163,11 +163,17 @@ def _lrp(peer: Peer) -> Attribute:
     from captum.attr import LRP
     from captum.attr._utils.lrp_rules import EpsilonRule
 
-    for module in peer.network.modules():
-        if isinstance(module, nn.Conv2d | nn.MaxPool2d | nn.AdaptiveAvgPool2d | nn.Flatten):
-            module.rule = EpsilonRule(epsilon=1e-6)
+    kinds = nn.Conv2d | nn.MaxPool2d | nn.AdaptiveAvgPool2d | nn.Flatten
+    layers = [module for module in peer.network.modules() if isinstance(module, kinds)]
     method = LRP(peer.network)
-    return lambda: method.attribute(peer.x, target=peer.labels)
+
+    def run() -> Tensor:
+        for layer in layers:  # Captum takes the rules off again
+            layer.rule = EpsilonRule(epsilon=1e-6)
+        found: Tensor = method.attribute(peer.x, target=peer.labels)
+        return found
+
+    return run
 
 
 def _at_layer(name: str, /, **options: Any) -> Callable[[Peer], Attribute]:
