@@ -17,6 +17,7 @@ from interpret_plugins.attribution.kernel_shap import KernelSHAP
 from interpret_plugins.attribution.lime import LIME
 from interpret_plugins.attribution.occlusion import Occlusion
 from interpret_plugins.attribution.rise import RISE
+from interpret_plugins.attribution.saliency import Saliency
 from interpret_plugins.attribution.score_cam import ScoreCAM
 from interpret_plugins.attribution.shapley_sampling import ShapleySampling
 from interpret_plugins.attribution.smoothgrad import SmoothGrad
@@ -100,7 +101,7 @@ def test_what_nobody_watches_is_not_made() -> None:
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
     registry = Registry()
-    for method in METHODS:
+    for method in (*METHODS, Saliency):
         registry.add(method, "tests")
     model = classifier(network(), SHAPE, input_layout="CHW")
     with serve(registry, {"net": model}) as address:

@@ -1,6 +1,7 @@
 """SmoothGrad: a float64 re-implementation with the same noise, Captum, identities."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -8,19 +9,22 @@ from captum.attr import NoiseTunnel
 from captum.attr import Saliency as CaptumSaliency
 from torch import Tensor, nn
 
-from interpret_plugins.attribution.smoothgrad import (
-    Method,
-    SmoothGrad,
-    SmoothGradParams,
-    SmoothGradResult,
-)
-from interpret_server.errors import InvalidRequest
+from interpret_plugins.attribution.deconvnet import Deconvnet
+from interpret_plugins.attribution.grad_cam import GradCAM
+from interpret_plugins.attribution.guided_backprop import GuidedBackprop
+from interpret_plugins.attribution.integrated_gradients import IntegratedGradients
+from interpret_plugins.attribution.saliency import Saliency
+from interpret_plugins.attribution.smoothgrad import SmoothGrad, SmoothGradParams, SmoothGradResult
+from interpret_server.engine.methods import Methods
+from interpret_server.errors import InvalidRequest, MissingCapability
 from interpret_server.models.relu_rules import ReluRule
 from interpret_server.models.targets import TargetKind, Targets
-from interpret_server.plugin import Batch, Classifier, Job
+from interpret_server.plugin import Batch, Classifier, Job, Plugin
+from interpret_server.registry import Registry
 from interpret_server.testing import classifier
 
 SEEDS = (11, 5, 2**40)
+METHODS = ("saliency", "input_x_gradient", "guided_backprop", "deconvnet")
 
 
 class Recorder(Job):
@@ -55,7 +59,7 @@ def network() -> nn.Sequential:
 
 
 def values_by_hand(
-    model: Classifier, x: Tensor, targets: Targets, method: Method, samples: int, std: float
+    model: Classifier, x: Tensor, targets: Targets, method: str, samples: int, std: float
 ) -> Tensor:
     """The method at each noisy input, `(samples, N, ...)`, one row and sample after the other."""
     rules = {"guided_backprop": ReluRule.GUIDED, "deconvnet": ReluRule.DECONVNET}
@@ -68,12 +72,12 @@ def values_by_hand(
             )
             noisy = single.inputs + std * single.normal(sample)
             gradient = model.gradient(noisy, single.targets, rule).inputs
-            found.append(noisy * gradient if method is Method.INPUT_X_GRADIENT else gradient)
+            found.append(noisy * gradient if method == "input_x_gradient" else gradient)
     return torch.cat(found).unflatten(0, (samples, len(x)))
 
 
-@pytest.mark.parametrize("method", Method)
-def test_equals_the_formulas_written_out_with_the_same_noise(method: Method) -> None:
+@pytest.mark.parametrize("method", METHODS)
+def test_equals_the_formulas_written_out_with_the_same_noise(method: str) -> None:
     model = classifier(network(), (2, 6, 6), bounds=(-1, 3))
     x, targets = torch.randn(3, 2, 6, 6, dtype=torch.float64), Targets.classes(torch.arange(3))
     values = values_by_hand(model, x, targets, method, 7, 0.15 * 4)
@@ -139,7 +143,7 @@ def test_agrees_with_captum_within_the_monte_carlo_error(kind: str, theirs: str)
     )
     model = classifier(module, (2, 6, 6))
     found = run(model, x, Targets.classes(labels), kind=kind, samples=samples, noise=std)
-    values = values_by_hand(model, x, Targets.classes(labels), Method.SALIENCY, 500, std)
+    values = values_by_hand(model, x, Targets.classes(labels), "saliency", 500, std)
     terms = {
         "mean": values,
         "squared": values.square(),
@@ -181,15 +185,71 @@ def test_a_unit_inside_the_network_is_a_target_too() -> None:
     x = torch.randn(2, 2, 6, 6, dtype=torch.float64)
     channel = Targets(TargetKind.CHANNEL, torch.tensor([[1], [3]]), "1")
     found = run(model, x, channel, samples=4)
-    expected = values_by_hand(model, x, channel, Method.SALIENCY, 4, 0.15).mean(0)
+    expected = values_by_hand(model, x, channel, "saliency", 4, 0.15).mean(0)
     torch.testing.assert_close(found.attributions, expected)
     assert found.logits is None
 
 
+@pytest.mark.parametrize(
+    ("plugin", "name", "params"),
+    [
+        (IntegratedGradients, "integrated_gradients", {"steps": 5, "baseline": "mean"}),
+        (Saliency, "saliency", {"absolute": True, "channels": "max"}),
+        (GradCAM, "grad_cam", {}),
+    ],
+)
+@pytest.mark.parametrize("limit", [1, 8, 64])
+def test_any_method_of_gradients_is_averaged_with_its_parameters(
+    plugin: type[Plugin[Any, Any]], name: str, params: dict[str, Any], limit: int
+) -> None:
+    model = classifier(network(), (2, 6, 6), input_layout="CHW")
+    x, targets = torch.randn(3, 2, 6, 6, dtype=torch.float64), Targets.classes(torch.arange(3))
+    batch, made = Batch(x, targets, SEEDS), plugin.params_type.model_validate(params)
+    values = [
+        plugin()
+        .run(model, Batch(x + 0.15 * batch.normal(sample), targets, SEEDS), made, Job())
+        .attributions
+        for sample in range(6)
+    ]
+    method = {"plugin": name, "params": params}
+    found = run(model, x, targets, Recorder(limit), method=method, samples=6)
+    torch.testing.assert_close(
+        found.attributions, torch.stack(values).mean(0), rtol=1e-9, atol=1e-12
+    )
+
+
+def test_saliency_keeps_its_sign_unless_it_is_told_not_to() -> None:
+    for given in ("saliency", {"plugin": "saliency", "params": {"channels": "sum"}}):
+        made = SmoothGradParams.model_validate({"method": given})
+        assert made.method.params["absolute"] is False
+    assert SmoothGradParams().method.params == {"absolute": False}
+    unsigned = {"plugin": "saliency", "params": {"absolute": True}}
+    assert SmoothGradParams.model_validate({"method": unsigned}).method.params["absolute"] is True
+
+
+def test_a_method_without_gradients_is_refused() -> None:
+    model = classifier(network(), (2, 6, 6))
+    x = torch.randn(1, 2, 6, 6, dtype=torch.float64)
+    with pytest.raises(InvalidRequest, match="occlusion needs no gradients") as caught:
+        run(model, x, Targets.classes(torch.tensor([0])), method="occlusion")
+    assert caught.value.violations[0].field == "params.method.plugin"
+
+
 def test_a_network_without_rectifiers_is_refused_for_their_rules() -> None:
     model = classifier(nn.Sequential(nn.Linear(4, 3), nn.Tanh()), (4,), bounds=None)
-    targets = Targets.classes(torch.tensor([0]))
-    for wrong in ({"method": "guided_backprop"}, {"method": "deconvnet"}, {"clip": True}):
-        with pytest.raises(InvalidRequest) as caught:
-            run(model, torch.rand(1, 4), targets, **wrong)
-        assert caught.value.violations[0].field == f"params.{next(iter(wrong))}"
+    registry = Registry()
+    for method in (GuidedBackprop, Deconvnet):
+        registry.add(method, "tests")
+    plugins = {item.plugin.name: item for item in registry}
+    for name in plugins:
+        made = SmoothGradParams.model_validate({"method": name})
+        with pytest.raises(MissingCapability, match="rectifiers") as caught:
+            Methods(model, plugins, frozenset(), {}).resolve(SmoothGrad(), made)
+        assert caught.value.violations[0].field == "params.method.plugin"
+
+
+def test_noisy_inputs_cannot_be_clipped_without_bounds() -> None:
+    model = classifier(nn.Sequential(nn.Linear(4, 3), nn.Tanh()), (4,), bounds=None)
+    with pytest.raises(InvalidRequest) as caught:
+        run(model, torch.rand(1, 4), Targets.classes(torch.tensor([0])), clip=True)
+    assert caught.value.violations[0].field == "params.clip"
