@@ -2,12 +2,20 @@
 
 from torch import Tensor
 
+from interpret_server.models.classifier import Gradient
 from interpret_server.models.relu_rules import ReluRule
-from interpret_server.plugin import Batch, Classifier, Job
+from interpret_server.plugin import Batch, Capability, Classifier, Job
+
+_LEAST_REACH = 1e-3  # share of the target's own size
 
 _ZERO = (
     "the gradient is zero everywhere: the target does not change near this input, "
     "which says nothing about what matters"
+)
+_SATURATED = (
+    "the gradient is saturated: to first order, even moving every value through the whole range of "
+    "inputs changes the target by less than a thousandth of its size; take a method that looks "
+    "beyond this input, such as integrated_gradients"
 )
 
 
@@ -16,7 +24,10 @@ def input_gradient(
 ) -> tuple[Tensor, Tensor | None]:
     """Each row's target differentiated by its input, in one reported step.
 
-    Rows whose gradient is zero everywhere are warned about.
+    Rows whose gradient is zero everywhere are warned about, and, for the true gradient, those where
+    it is saturated: its length `|g|_1` times the width of the bounds (without bounds: the row's
+    largest magnitude) is less than a thousandth of the target's size, which is the spread of the
+    logits or the magnitude of a value in a layer.
 
     Returns:
         The gradient `(N, *input_shape)`, and the logits `(N, K)`, or None where the target lies in
@@ -25,6 +36,8 @@ def input_gradient(
     for _ in job.track(1):
         gradient = model.gradient(batch.inputs, batch.targets, rule)
     warn_of_zeros(job, gradient.inputs, _ZERO)
+    if rule is ReluRule.PLAIN and (saturated := _saturated(model, batch.inputs, gradient)).any():
+        job.warn(saturated, _SATURATED)
     return gradient.inputs, gradient.logits
 
 
@@ -33,3 +46,17 @@ def warn_of_zeros(job: Job, attributions: Tensor, message: str) -> None:
     zero = ~attributions.flatten(1).any(1)
     if zero.any():
         job.warn(zero, message)
+
+
+def _saturated(model: Classifier, inputs: Tensor, gradient: Gradient) -> Tensor:
+    """Rows `(N,)` in which the gradient is not zero, but next to nothing."""
+    length = gradient.inputs.flatten(1).double().abs().sum(1)
+    width: Tensor | float = model.scale
+    if Capability.BOUNDS not in model.capabilities:
+        width = inputs.flatten(1).double().abs().amax(1)
+        width = width.where(width > 0, 1)
+    if gradient.logits is None:
+        size = gradient.objective.double().abs()
+    else:
+        size = gradient.logits.double().amax(1) - gradient.logits.double().amin(1)
+    return (length > 0) & size.isfinite() & (length * width < _LEAST_REACH * size)

@@ -121,3 +121,31 @@ def test_rows_with_a_gradient_of_zero_are_warned_about() -> None:
     assert not result.attributions[1].any()
     assert [rows for rows, _ in job.warnings] == [[False, True]]
     assert "gradient is zero" in job.warnings[0][1]
+
+
+@pytest.mark.parametrize("bounds", [(0, 1), None])
+def test_rows_with_a_saturated_gradient_are_warned_about(
+    bounds: tuple[float, float] | None,
+) -> None:
+    class Gate(nn.Module):
+        """Flat but for a hair's breadth around a half, and linear in the second value."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            gate = torch.sigmoid(40 * (x[:, 0] - 0.5)) * 3
+            return torch.stack([gate, gate + 1, 0 * gate], 1) + 1e-7 * x[:, 1:]
+
+    model, job = classifier(Gate(), (2,), bounds=bounds), Recorder()
+    x = torch.tensor([[1.0, 0.5], [0.5, 0.5], [0.0, 0.5]])
+    targets = Targets.classes(torch.tensor([0, 0, 0]))
+    found = run(model, x, targets, job).attributions
+    assert found.any(1).all()
+    assert [rows for rows, _ in job.warnings] == [[True, False, True]]
+    assert "saturated" in job.warnings[0][1]
+
+
+def test_a_constant_of_all_logits_makes_no_gradient_saturated() -> None:
+    layer = nn.Linear(6, 3)
+    nn.init.constant_(layer.bias, 1e5)
+    model, job = classifier(layer, (6,), bounds=(0, 1)), Recorder()
+    run(model, torch.rand(4, 6), Targets.classes(torch.tensor([0, 2, 1, 2])), job)
+    assert not job.warnings
