@@ -61,7 +61,11 @@ class Centred:
     def to_input(self, z: Tensor, *, clip: bool = False) -> Tensor:
         """x of z; with `clip`, inside the model's bounds to the last bit where it has bounds."""
         x = self.centre + self.scale * z
-        return x.clamp(*self.limits) if clip and self.limits is not None else x
+        return self.limited(x) if clip else x
+
+    def limited(self, x: Tensor) -> Tensor:
+        """x moved to the nearest point inside the bounds; unchanged without bounds."""
+        return x if self.limits is None else x.clamp(*self.limits)
 
     def clip(self, z: Tensor) -> Tensor:
         """z moved to the nearest point inside the bounds; unchanged without bounds."""

@@ -23,6 +23,19 @@ class Point(NamedTuple):
 Evaluate = Callable[[Tensor], Point]
 
 
+def evaluate(objective: Callable[[Tensor], Tensor], z: Tensor) -> Point:
+    """The objective `(N,)` and its gradient at `z`; zero where it does not depend on `z`."""
+    leaf = z.detach().clone().requires_grad_()
+    with torch.enable_grad():
+        value = objective(leaf)
+        gradient = torch.zeros_like(leaf)
+        if value.requires_grad:
+            (gradient,) = torch.autograd.grad(
+                value.sum(), leaf, allow_unused=True, materialize_grads=True
+            )
+    return Point(leaf.detach(), value.detach(), gradient)
+
+
 class Minimizer(ABC):
     """Moves every row of a batch to lower values, one step at a time."""
 
