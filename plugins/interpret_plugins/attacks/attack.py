@@ -25,7 +25,7 @@ from interpret_server.plugin import (
 )
 
 from .losses import Goal, LossName, classes_needed
-from .norms import L1, L2, NORMS, Linf, NormName
+from .norms import L0, L1, L2, NORMS, ConvexName, Linf, Norm
 from .region import Region
 
 _REACHED = "the input already has the target class, so it is returned unchanged"
@@ -40,10 +40,9 @@ _END = object()
 _CLEAR = 1e-5
 
 
-class GoalParams(Params):
+class AimParams(Params):
     """Parameters that every attack has."""
 
-    norm: NormName = Field("linf", description="Norm that changes are measured in.")
     targeted: bool = Field(
         False,
         description="Reach the target class; otherwise the target is the true class, to be left.",
@@ -52,6 +51,12 @@ class GoalParams(Params):
     def goal(self, labels: Tensor) -> Goal:
         """What an attack on rows with these labels is to achieve."""
         return Goal(labels, self.targeted, "margin")
+
+
+class GoalParams(AimParams):
+    """Parameters of attacks in several norms."""
+
+    norm: ConvexName = Field("linf", description="Norm that changes are measured in.")
 
 
 class RadiusParams(GoalParams):
@@ -64,12 +69,16 @@ class RadiusParams(GoalParams):
         "CIFAR-10 radius (linf 8/255, l2 0.5, l1 12) times the width of the bounds. Leave it out "
         "where the tensors lower and upper are given.",
     )
-    norm: NormName = Field("linf", description="Norm that epsilon is measured in.")
+    norm: ConvexName = Field("linf", description="Norm that epsilon is measured in.")
     confirm_small_epsilon: bool = Field(
         False,
         description="Accept an epsilon under a thousandth of the width of the bounds, which is "
         "usually a mistake of units.",
     )
+
+    def geometry(self, model: Classifier) -> Norm:
+        """The norm, for a model."""
+        return NORMS[self.norm]
 
 
 class AttackParams(RadiusParams):
@@ -163,8 +172,10 @@ class Attempt:
 
     @property
     def open(self) -> Tensor:
-        """The rows still to be attacked, as indices."""
-        return torch.nonzero(~(self.margin > 0)).squeeze(1)
+        """The rows still to be attacked, as indices: those not won by more than rounding."""
+        reached = (self.goal.margin(self.logits) > 0) & (self.margin > 0)
+        won = self.margin > _CLEAR * self.logits.abs().amax(1)
+        return torch.nonzero(~(reached | won)).squeeze(1)
 
     def offer(self, rows: Tensor, x: Tensor, logits: Tensor) -> None:
         """Keep, of `rows`, the points of `x` that are closer to success than any before."""
@@ -231,7 +242,7 @@ class Attack:
 
     def check(self, model: Classifier, params: Any) -> None:
         """Refuse an epsilon that is probably in other units, and a loss that takes more classes."""
-        if isinstance(params, RadiusParams):
+        if isinstance(params, RadiusParams) and not isinstance(params.geometry(model), L0):
             _check_units(model, params)
         if isinstance(params, AttackParams):
             needed = classes_needed(params.loss, towards=params.targeted)
@@ -260,10 +271,9 @@ def _labels(batch: Batch) -> Tensor:
 def _region(model: Classifier, batch: Batch, params: RadiusParams) -> Region:
     lower, upper = batch.tensors.get("lower"), batch.tensors.get("upper")
     if lower is None and upper is None:
-        epsilon = params.epsilon
-        if epsilon is None:
-            epsilon = NORMS[params.norm].customary * model.scale
-        return Region.ball(batch.inputs, params.norm, epsilon, model.bounds)
+        norm = params.geometry(model)
+        epsilon = norm.usual(model.scale) if params.epsilon is None else params.epsilon
+        return Region.ball(batch.inputs, norm, epsilon, model.bounds)
     if lower is None or upper is None:
         missing = "lower" if lower is None else "upper"
         raise InvalidRequest.field(f"tensors.{missing}", "a box needs both lower and upper")

@@ -1,12 +1,15 @@
 """The fast gradient sign method, and its L2 form, the fast gradient method."""
 
+from collections.abc import Callable
 from typing import Literal
 
 from pydantic import Field
+from torch import Tensor
 
 from interpret_server.plugin import Batch, Classifier, Job, Plugin
 
 from .attack import Attack, AttackParams, AttackResult, Attempt
+from .region import Region
 
 
 class FGSMParams(AttackParams):
@@ -31,15 +34,34 @@ class FGSM(Attack, Plugin[FGSMParams, AttackResult]):
     name = "fgsm"
 
     def run(self, model: Classifier, batch: Batch, params: FGSMParams, job: Job) -> AttackResult:
-        for _ in job.track(1):
-            attempt = Attempt.begin(model, batch, params, job)
-            rows = attempt.open
-            if len(rows):
-                region, x = attempt.region.take(rows), attempt.best[rows]
-                gradient, _ = attempt.goal.take(rows).ascend(model, x)
-                size = region.upper - region.lower if params.norm == "linf" else region.reach
-                attempt.best[rows] = region.project(region.move(x, gradient, size))
-                attempt.queries[rows] += 2
-                attempt.flat[rows] = ~gradient.flatten(1).any(1)
-            result = attempt.finish(job)
-        return result
+        move = _to_the_corner if params.norm == "linf" else straight
+        return one_step(model, batch, params, job, move)
+
+
+Move = Callable[[Region, Tensor, Tensor], Tensor]
+
+
+def one_step(
+    model: Classifier, batch: Batch, params: AttackParams, job: Job, move: Move
+) -> AttackResult:
+    """An attack of one step: `move(region, x, gradient)`, projected onto the region."""
+    for _ in job.track(1):
+        attempt = Attempt.begin(model, batch, params, job)
+        rows = attempt.open
+        if len(rows):
+            region, x = attempt.region.take(rows), attempt.best[rows]
+            gradient, _ = attempt.goal.take(rows).ascend(model, x)
+            attempt.best[rows] = region.project(move(region, x, gradient))
+            attempt.queries[rows] += 2
+            attempt.flat[rows] = ~gradient.flatten(1).any(1)
+        result = attempt.finish(job)
+    return result
+
+
+def straight(region: Region, x: Tensor, gradient: Tensor) -> Tensor:
+    """A step of the radius along the direction that ascends most."""
+    return region.move(x, gradient, region.reach)
+
+
+def _to_the_corner(region: Region, x: Tensor, gradient: Tensor) -> Tensor:
+    return region.move(x, gradient, region.upper - region.lower)

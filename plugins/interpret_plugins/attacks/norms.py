@@ -13,7 +13,8 @@ from torch import Tensor
 
 from interpret_server.noise import normal_rows, uniform_rows
 
-NormName = Literal["linf", "l2", "l1"]
+ConvexName = Literal["linf", "l2", "l1"]
+NormName = Literal["linf", "l2", "l1", "l0"]
 
 _BISECTIONS = 24  # the resolution of float32
 _SPARSITY = 100  # an L1 step moves one coordinate in this many
@@ -29,6 +30,14 @@ class Norm(ABC):
 
     name: ClassVar[NormName]
     customary: ClassVar[float]  # the usual radius on CIFAR-10, as a share of the bounds' width
+
+    def usual(self, width: float) -> float:
+        """The customary radius, where the bounds are so far apart."""
+        return self.customary * width
+
+    def reach(self, radius: float, width: float) -> float:
+        """What step sizes are measured by, in a ball within bounds of some width."""
+        return radius
 
     @abstractmethod
     def size(self, delta: Tensor) -> Tensor:
@@ -62,16 +71,24 @@ class RoundNorm(Norm):
 
     @abstractmethod
     def random(self, seeds: Sequence[int], step: int, like: Tensor) -> Tensor:
-        """Uniform in the unit ball; row i depends on seed i and `step` alone."""
+        """A random point of the unit ball; row i depends on seed i and `step` alone."""
+
+    @abstractmethod
+    def project(self, delta: Tensor, radius: float, lower: Tensor, upper: Tensor) -> Tensor:
+        """The nearest point (Euclidean) of the ball cut with a box that holds its centre."""
+
+
+class ConvexNorm(RoundNorm):
+    """A norm whose ball is convex."""
 
     @abstractmethod
     def shrink(self, delta: Tensor, share: Tensor) -> Tensor:
         """`delta` projected onto ever smaller balls, as `share` goes from 1 to 0."""
 
     def project(self, delta: Tensor, radius: float, lower: Tensor, upper: Tensor) -> Tensor:
-        """The nearest point (Euclidean) of the ball cut with a box that holds its centre.
+        """As in `RoundNorm`.
 
-        That point is the clipped `shrink(delta, share)` for the largest share inside the ball,
+        The point is the clipped `shrink(delta, share)` for the largest share inside the ball,
         by the optimality conditions of both constraints (for L1: Croce & Hein 2021, "Mind the
         Box", section 2.2); the share is found by bisection.
         """
@@ -90,7 +107,7 @@ class RoundNorm(Norm):
         return torch.where(per_row(outside, delta), nearest, clipped)
 
 
-class L2(RoundNorm):
+class L2(ConvexNorm):
     """Euclidean length of the change."""
 
     name = "l2"
@@ -114,7 +131,7 @@ class L2(RoundNorm):
         return delta * share
 
 
-class L1(RoundNorm):
+class L1(ConvexNorm):
     """Sum of all changes.
 
     A step spreads over the hundredth of the coordinates with the largest gradients that can still
@@ -147,6 +164,51 @@ class L1(RoundNorm):
         return delta.sign() * (delta.abs() - largest * (1 - share)).clamp(min=0)
 
 
+class L0(RoundNorm):
+    """Number of values changed, or of pixels.
+
+    Steps are measured by the mean size of what they do to a value.
+
+    Args:
+        channels: axes of a batch along which the values of one pixel lie; none: values count.
+
+    Source: Croce & Hein 2019, "Sparse and Imperceivable Adversarial Attacks", section 3 (PGD_0).
+    """
+
+    name = "l0"
+    customary = 24.0  # a count
+
+    def __init__(self, channels: tuple[int, ...] = ()) -> None:
+        self.channels = channels
+
+    def usual(self, width: float) -> float:
+        return self.customary
+
+    def reach(self, radius: float, width: float) -> float:
+        return width
+
+    def size(self, delta: Tensor) -> Tensor:
+        return (self._pixels(delta.abs()) != 0).flatten(1).sum(1).to(delta.dtype)
+
+    def direction(self, gradient: Tensor, free: Tensor) -> Tensor:
+        mean = gradient.flatten(1).abs().mean(1)
+        return gradient / per_row(torch.where(mean > 0, mean, 1), gradient)
+
+    def random(self, seeds: Sequence[int], step: int, like: Tensor) -> Tensor:
+        return uniform_rows(seeds, 2 * step, like) * 2 - 1
+
+    def project(self, delta: Tensor, radius: float, lower: Tensor, upper: Tensor) -> Tensor:
+        clipped = delta.clamp(lower, upper)
+        nearer = self._pixels(delta.square() - (delta - clipped).square())
+        flat = nearer.flatten(1)
+        kept = flat.topk(round(min(radius, flat.shape[1])), dim=1).indices
+        keep = torch.zeros_like(flat, dtype=torch.bool).scatter(1, kept, True)
+        return torch.where(keep.reshape(nearer.shape), clipped, 0)
+
+    def _pixels(self, values: Tensor) -> Tensor:
+        return values.sum(self.channels, keepdim=True) if self.channels else values
+
+
 def _distance(seeds: Sequence[int], step: int, like: Tensor) -> Tensor:
     """Distance from the centre of a uniform draw from the unit ball, one per row."""
     dimension = like[0].numel() if len(like) else 1
@@ -154,4 +216,4 @@ def _distance(seeds: Sequence[int], step: int, like: Tensor) -> Tensor:
     return per_row(uniform[:, 0] ** (1 / dimension), like)
 
 
-NORMS: Mapping[NormName, Norm] = {"linf": Linf(), "l2": L2(), "l1": L1()}
+NORMS: Mapping[NormName, Norm] = {"linf": Linf(), "l2": L2(), "l1": L1(), "l0": L0()}

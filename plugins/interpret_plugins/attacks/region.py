@@ -43,8 +43,8 @@ class Region:
         lower: `(N, *input_shape)`; the smallest values allowed, exact in the inputs' type.
         upper: the largest.
         radius: of the ball around `centre` in `norm`; infinite where the box says it all.
-        reach: `(N, *input_shape)`; what a step size is measured by: epsilon, or half the width of
-            the caller's box.
+        reach: `(N, *input_shape)`; what a step size is measured by: epsilon, in L0 the width of
+            the bounds, or half the width of the caller's box.
         middle: `(N, *input_shape)`; what distances to the region's edge are measured from: the
             inputs, or the middle of the caller's box.
     """
@@ -58,17 +58,18 @@ class Region:
     middle: Tensor
 
     @classmethod
-    def ball(cls, x: Tensor, norm: NormName, epsilon: float, bounds: Bounds) -> "Region":
+    def ball(cls, x: Tensor, norm: NormName | Norm, epsilon: float, bounds: Bounds) -> "Region":
         """The inputs within `epsilon` of `x` in a norm, and within the bounds."""
-        strategy = NORMS[norm]
+        strategy = norm if isinstance(norm, Norm) else NORMS[norm]
         is_box = not isinstance(strategy, RoundNorm)
         side, radius = (epsilon, math.inf) if is_box else (math.inf, epsilon)
         lower = _least(x, side, bounds.lower)
         upper = -_least(-x, side, -bounds.upper)
-        return cls(strategy, x, lower, upper, radius, torch.full_like(x, epsilon), x)
+        reach = torch.full_like(x, strategy.reach(epsilon, bounds.upper - bounds.lower))
+        return cls(strategy, x, lower, upper, radius, reach, x)
 
     @classmethod
-    def everywhere(cls, x: Tensor, norm: NormName, bounds: Bounds) -> "Region":
+    def everywhere(cls, x: Tensor, norm: NormName | Norm, bounds: Bounds) -> "Region":
         """All inputs within the bounds."""
         return cls.ball(x, norm, math.inf, bounds)
 
@@ -109,9 +110,9 @@ class Region:
         return replace(self, radius=self.radius * times, reach=self.reach * times)
 
     def random(self, seeds: Sequence[int], step: int) -> Tensor:
-        """A random point: uniform in a box; uniform in a ball, then projected onto the bounds."""
+        """A random point: uniform in a box; of a ball, uniform there and projected onto bounds."""
         if isinstance(self.norm, RoundNorm):
-            delta = self.norm.random(seeds, step, self.centre) * self.radius
+            delta = self.norm.random(seeds, step, self.centre) * self.reach
             return self.project(self.centre + delta)
         share = uniform_rows(seeds, 2 * step, self.centre)
         return self.project(self.lower + share * (self.upper - self.lower))

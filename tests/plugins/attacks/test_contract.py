@@ -9,7 +9,10 @@ from torch import Tensor, nn
 
 from interpret_plugins.attacks.apgd import APGD
 from interpret_plugins.attacks.attack import AttackResult
+from interpret_plugins.attacks.bim import BIM
+from interpret_plugins.attacks.fgm import FGM
 from interpret_plugins.attacks.fgsm import FGSM, FGSMParams
+from interpret_plugins.attacks.mi_fgsm import MIFGSM
 from interpret_plugins.attacks.norms import L1, L2
 from interpret_plugins.attacks.pgd import PGD, PGDParams
 from interpret_server.errors import InvalidRequest
@@ -58,9 +61,11 @@ def attack(
 
 EPSILONS = {"linf": 0.03, "l2": 0.4, "l1": 3.0}
 CASES = [
-    *((plugin, norm) for plugin in (PGD, APGD) for norm in ("linf", "l2", "l1")),
+    *((plugin, norm) for plugin in (PGD, APGD, BIM, MIFGSM) for norm in ("linf", "l2", "l1")),
     (FGSM, "linf"),
     (FGSM, "l2"),
+    (FGM, "l2"),
+    (FGM, "l1"),
 ]
 
 
@@ -101,7 +106,7 @@ def test_success_is_what_the_returned_tensor_is_predicted_as(
     torch.testing.assert_close(result.logits, model(x))
 
 
-@pytest.mark.parametrize("plugin", [PGD, APGD, FGSM])
+@pytest.mark.parametrize("plugin", [PGD, APGD, FGSM, BIM, MIFGSM])
 def test_rows_misclassified_to_begin_with_are_returned_unchanged(
     plugin: type[PGD | APGD | FGSM],
 ) -> None:
@@ -118,7 +123,7 @@ def test_rows_misclassified_to_begin_with_are_returned_unchanged(
     assert (result.queries[::2] == 2).all()
 
 
-@pytest.mark.parametrize("plugin", [PGD, APGD, FGSM])
+@pytest.mark.parametrize("plugin", [PGD, APGD, FGSM, BIM, MIFGSM])
 def test_a_row_that_has_its_target_already_is_returned_with_a_warning(
     plugin: type[PGD | APGD | FGSM],
 ) -> None:
@@ -240,7 +245,7 @@ def test_one_step_of_pgd_from_the_input_is_fgsm() -> None:
     torch.testing.assert_close(one.adversarial, fast.adversarial)
 
 
-@pytest.mark.parametrize("plugin", [PGD, APGD, FGSM])
+@pytest.mark.parametrize("plugin", [PGD, APGD, FGSM, BIM, MIFGSM])
 def test_an_epsilon_in_the_wrong_units_is_refused_until_confirmed(
     plugin: type[PGD | APGD | FGSM],
 ) -> None:
@@ -256,7 +261,7 @@ def test_an_epsilon_in_the_wrong_units_is_refused_until_confirmed(
     "params",
     [
         {"epsilon": -1.0},
-        {"norm": "l0"},
+        {"norm": "l3"},
         {"steps": 0},
         {"step_size": 0.0},
         {"eps": 1.0},
@@ -274,7 +279,7 @@ def test_fgsm_has_no_l1_form() -> None:
         FGSMParams.model_validate({"norm": "l1"})
 
 
-@pytest.mark.parametrize("plugin", [PGD, APGD, FGSM])
+@pytest.mark.parametrize("plugin", [PGD, APGD, FGSM, BIM, MIFGSM])
 def test_box_bounds_every_value_of_its_row(plugin: type[PGD | APGD | FGSM]) -> None:
     model, x = network(), images(6)
     middle = images(6)  # the input itself may lie outside its box
@@ -304,7 +309,7 @@ def test_a_box_that_is_incomplete_or_contradicted_is_refused(
     assert [violation.field for violation in caught.value.violations] == [field]
 
 
-@pytest.mark.parametrize("plugin", [PGD, APGD, FGSM])
+@pytest.mark.parametrize("plugin", [PGD, APGD, FGSM, BIM, MIFGSM])
 def test_an_empty_box_is_refused_by_its_row(plugin: type[PGD | APGD | FGSM]) -> None:
     model, x = network(), images(3)
     crossed = {"lower": x.clone(), "upper": x.clone()}
@@ -322,7 +327,7 @@ class Flat(nn.Module):
         return torch.cat([total.round() + 3, total * 0], 1)
 
 
-@pytest.mark.parametrize("plugin", [PGD, APGD, FGSM])
+@pytest.mark.parametrize("plugin", [PGD, APGD, FGSM, BIM, MIFGSM])
 def test_a_gradient_of_zero_is_warned_about(plugin: type[PGD | APGD | FGSM]) -> None:
     model = classifier(Flat(), (4,))
     job = Recorder()

@@ -6,7 +6,10 @@ from torch import Tensor, nn
 
 from interpret_plugins.attacks.apgd import APGD, APGDParams
 from interpret_plugins.attacks.attack import AttackResult
+from interpret_plugins.attacks.bim import BIM
+from interpret_plugins.attacks.fgm import FGM
 from interpret_plugins.attacks.fgsm import FGSM, FGSMParams
+from interpret_plugins.attacks.mi_fgsm import MIFGSM
 from interpret_plugins.attacks.pgd import PGD, PGDParams
 from interpret_server.models.targets import Targets
 from interpret_server.plugin import Batch, Classifier, Job
@@ -54,6 +57,18 @@ def apgd(model: Classifier, data: Batch, **params: object) -> AttackResult:
     return APGD().run(model, data, APGDParams.model_validate(params), Job())
 
 
+def bim(model: Classifier, data: Batch, **params: object) -> AttackResult:
+    return BIM().run(model, data, BIM.params_type.model_validate(params), Job())
+
+
+def mi_fgsm(model: Classifier, data: Batch, **params: object) -> AttackResult:
+    return MIFGSM().run(model, data, MIFGSM.params_type.model_validate(params), Job())
+
+
+def fgm(model: Classifier, data: Batch, **params: object) -> AttackResult:
+    return FGM().run(model, data, FGM.params_type.model_validate(params), Job())
+
+
 def score(logits: Tensor) -> Tensor:
     return logits[:, 1] - logits[:, 0]
 
@@ -86,11 +101,13 @@ def test_pgd_reaches_the_worst_change_of_a_linear_score(
     assert not result.success.any()
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_one_fgsm_step_is_the_worst_change_of_a_linear_score(norm: str) -> None:
+@pytest.mark.parametrize(
+    ("attack", "norm"), [(fgsm, "linf"), (fgsm, "l2"), (fgm, "l2"), (fgm, "l1")]
+)
+def test_one_step_is_the_worst_change_of_a_linear_score(attack: object, norm: str) -> None:
     model, weight = linear(bias=50.0)
     x = torch.randn(3, SIZE, dtype=torch.float64)
-    result = fgsm(model, batch(x, torch.ones(3, dtype=torch.int64)), epsilon=0.7, norm=norm)
+    result = attack(model, batch(x, torch.ones(3, dtype=torch.int64)), epsilon=0.7, norm=norm)
     worst = 0.7 * torch.linalg.vector_norm(weight, ord=DUAL[norm])
     change = score(result.logits) - score(result.adversarial_logits)
     torch.testing.assert_close(change, worst.expand(3), rtol=1e-6, atol=0)
@@ -99,9 +116,11 @@ def test_one_fgsm_step_is_the_worst_change_of_a_linear_score(norm: str) -> None:
 @pytest.mark.parametrize(
     ("attack", "norm"),
     [
-        *((attack, norm) for attack in (pgd, apgd) for norm in ("linf", "l2", "l1")),
+        *((attack, norm) for attack in (pgd, apgd, bim, mi_fgsm) for norm in ("linf", "l2", "l1")),
         (fgsm, "linf"),
         (fgsm, "l2"),
+        (fgm, "l2"),
+        (fgm, "l1"),
     ],
 )
 @pytest.mark.parametrize("targeted", [False, True])
@@ -127,6 +146,43 @@ def test_attacks_succeed_exactly_beyond_the_distance_to_the_boundary(
             )
             assert bool(result.success) is expected
             assert float(result.initially_correct) == 1
+
+
+def test_fgm_in_l1_uses_up_the_radius_where_the_bounds_cut_the_ball() -> None:
+    model, weight = linear(bias=50.0, bounds=(0.0, 1.0))
+    x = torch.rand(4, SIZE, dtype=torch.float64)
+    result = fgm(model, batch(x, torch.ones(4, dtype=torch.int64)), epsilon=1.5, norm="l1")
+    change = score(result.logits) - score(result.adversarial_logits)
+    room = torch.where(weight > 0, x, 1 - x)
+    for row in range(4):
+        left, best = 1.5, 0.0
+        for index in weight.abs().argsort(descending=True).tolist():
+            used = min(left, float(room[row, index]))
+            best, left = best + used * float(weight[index].abs()), left - used
+        assert float(change[row]) == pytest.approx(best, rel=1e-5)
+
+
+def test_momentum_gathers_gradients_of_equal_weight() -> None:
+    model, _ = linear(bias=50.0)
+    x = torch.randn(2, SIZE, dtype=torch.float64)
+    data = batch(x, torch.ones(2, dtype=torch.int64))
+    plain = mi_fgsm(model, data, epsilon=0.7, norm="l2", decay=0.0, steps=4)
+    momentum = mi_fgsm(model, data, epsilon=0.7, norm="l2", decay=1.0, steps=4)
+    torch.testing.assert_close(plain.adversarial, momentum.adversarial)
+
+
+@pytest.mark.parametrize("random_start", [True, False])
+def test_pgd_in_l0_changes_the_values_that_matter_most(random_start: bool) -> None:
+    model, weight = linear(bias=50.0, bounds=(0.0, 1.0))
+    x = torch.rand(4, SIZE, dtype=torch.float64)
+    params = {"epsilon": 3, "norm": "l0", "random_start": random_start, "step_size": 1000.0}
+    result = pgd(model, batch(x, torch.ones(4, dtype=torch.int64)), **params)
+    gains = torch.where(weight > 0, x, 1 - x) * weight.abs()
+    worst = gains.topk(3, dim=1).values.sum(1)
+    change = score(result.logits) - score(result.adversarial_logits)
+    assert (result.distance_l0 <= 3).all()
+    # After a long step the values kept are those whose moves gain most.
+    torch.testing.assert_close(change, worst, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("norm", ["l2", "l1"])
@@ -176,7 +232,7 @@ def test_apgd_reaches_the_worst_change_without_a_step_size(norm: str, loss: str)
     assert (change <= worst * (1 + 1e-12)).all()
 
 
-@pytest.mark.parametrize("attack", [pgd, apgd, fgsm])
+@pytest.mark.parametrize("attack", [pgd, apgd, fgsm, bim, mi_fgsm])
 def test_a_box_is_attacked_up_to_its_corner(attack: object) -> None:
     model, weight = linear(bias=50.0)
     x = torch.randn(3, SIZE, dtype=torch.float64)
