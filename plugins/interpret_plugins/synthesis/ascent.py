@@ -47,6 +47,7 @@ class Settings:
         decay: share of z taken away after each step.
         blur_sigma: blur of z in pixels, every `blur_every` steps (0: never).
         gradient_blur: blur of the gradient in pixels, from the first step to the last.
+        chroma: share of the gradient's differences between a pixel's channels that is kept.
         norm_percentile: pixels whose norm lies below this percentile are set to the centre.
         contribution_percentile: the same for |sum over channels of z * gradient|.
         views: how many views of the image the gradients of a step are summed over.
@@ -71,6 +72,7 @@ class Settings:
     blur_sigma: float = 0.0
     blur_every: int = 0
     gradient_blur: tuple[float, float] = (0.0, 0.0)
+    chroma: float = 1.0
     norm_percentile: float = 0.0
     contribution_percentile: float = 0.0
     views: int = 1
@@ -89,20 +91,37 @@ class Settings:
         return replace(self, **{key: value for key, value in values.items() if value is not None})
 
 
-def _octaves(smallest: int) -> Settings:
-    small = smallest < 64
+def _octaves(sizes: tuple[int, ...], channels: int) -> Settings:
+    smallest = min(sizes, default=1)
+    jitter = min(12, max(smallest // 16, 1))
+    if smallest < 64:
+        return Settings(
+            steps=200,
+            score=Score.LOG_ODDS,
+            policy=Policy.NORMALIZED,
+            rate=2.4 / _BYTE,
+            decay=0.002,
+            gradient_blur=(0.7, 0.3),
+            jitter=jitter,
+            noise=0.2,
+            settle=0.1,
+            start_noise=0.02,
+        )
+    photo = len(sizes) == 2
     return Settings(
-        steps=200,
-        score=Score.LOG_ODDS,
+        steps=250,
         policy=Policy.NORMALIZED,
         rate=2.4 / _BYTE,
         decay=0.002,
-        blur_sigma=0.0 if small else 0.5,
-        blur_every=0 if small else 4,
-        gradient_blur=(0.7, 0.3) if small else (2.0, 0.6),
-        jitter=min(12, max(smallest // 16, 1)),
-        noise=0.2 if small else 0.0,
+        blur_sigma=0.5,
+        blur_every=4,
+        gradient_blur=(2.0, 0.6),
+        views=2,
+        zoom=(0.4, 1.0) if photo else (1.0, 1.0),
+        mirror=photo,
+        jitter=jitter,
         settle=0.1,
+        chroma=0.3 if photo and channels == 3 else 1.0,
         octaves=3,
         start_noise=0.02,
     )
@@ -112,27 +131,29 @@ def _yosinski(steps: int, **settings: Any) -> Settings:
     return Settings(steps=steps, rate=100 / _BYTE**2, **{"start_noise": 10 / _BYTE, **settings})
 
 
-_PRESETS: Mapping[str, Callable[[int], Settings]] = {
+_PRESETS: Mapping[str, Callable[[tuple[int, ...], int], Settings]] = {
     "octaves": _octaves,
-    "simonyan": lambda smallest: Settings(steps=200, policy=Policy.CONSTANT, rate=0.1, l2=1.0),
-    "yosinski_1": lambda smallest: _yosinski(
+    "simonyan": lambda sizes, channels: Settings(
+        steps=200, policy=Policy.CONSTANT, rate=0.1, l2=1.0
+    ),
+    "yosinski_1": lambda sizes, channels: _yosinski(
         500, policy=Policy.PROGRESS, blur_sigma=0.5, blur_every=4, norm_percentile=50
     ),
-    "yosinski_2": lambda smallest: _yosinski(
+    "yosinski_2": lambda sizes, channels: _yosinski(
         750, policy=Policy.CONSTANT, decay=0.3, norm_percentile=20
     ),
-    "yosinski_3": lambda smallest: _yosinski(
+    "yosinski_3": lambda sizes, channels: _yosinski(
         1000, policy=Policy.CONSTANT, decay=1e-4, blur_sigma=1.0, blur_every=4
     ),
-    "yosinski_4": lambda smallest: _yosinski(
+    "yosinski_4": lambda sizes, channels: _yosinski(
         1000, policy=Policy.PROGRESS, blur_sigma=0.5, blur_every=4, contribution_percentile=90
     ),
 }
 
 
-def preset(name: str, sizes: tuple[int, ...]) -> Settings:
-    """A named preset for inputs of these spatial sizes (none for a flat vector)."""
-    return _PRESETS[name](min(sizes, default=1))
+def preset(name: str, sizes: tuple[int, ...], channels: int = 1) -> Settings:
+    """A named preset for inputs of these spatial sizes (none for a flat vector) and channels."""
+    return _PRESETS[name](sizes, channels)
 
 
 def per_row(values: Tensor, like: Tensor) -> Tensor:

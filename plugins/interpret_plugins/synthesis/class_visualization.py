@@ -26,7 +26,7 @@ from interpret_server.plugin import (
 
 from .ascent import Policy, Score, Settings, ascend, preset
 from .centred import Centred
-from .spatial import Axes, blur, octave_sizes, resample, resize
+from .spatial import Axes, blur, muted, octave_sizes, resample, resize
 from .views import random_windows
 
 Sigma = Annotated[float, Field(ge=0, le=64)]
@@ -74,6 +74,13 @@ class ClassVisualizationParams(Params):
     )
     gradient_blur: tuple[Sigma, Sigma] | None = Field(
         None, description="Blur of the gradient in pixels, at the first and at the last step."
+    )
+    chroma: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Share of the gradient's differences between the channels of a pixel that is "
+        "kept; colours of photos differ much less than their brightness.",
     )
     norm_percentile: float | None = Field(
         None,
@@ -164,7 +171,8 @@ class ClassVisualization(Plugin[ClassVisualizationParams, ClassVisualizationResu
             raise InvalidRequest.field("params.score", "log_odds needs a class as the target")
         axes, space = Axes.of(model), Centred.of(model)
         full = axes.sizes(batch.inputs.shape)
-        settings = preset(params.preset, full).updated(params.model_dump(exclude={"preset"}))
+        chosen = preset(params.preset, full, axes.channel_count(batch.inputs.shape))
+        settings = chosen.updated(params.model_dump(exclude={"preset"}))
         if not targets_class:
             settings = replace(settings, score=Score.VALUE)
         levels = 1 if batch.has_inputs else settings.octaves
@@ -210,7 +218,8 @@ def _gradient(model: Classifier, batch: Batch, z: Tensor, step: int, settings: S
         total = total + gradient
     first, last = settings.gradient_blur
     sigma = first + (last - first) * step / settings.steps
-    return blur(total / views - 2 * settings.l2 * z, axes, sigma)
+    gradient = total / views - 2 * settings.l2 * z
+    return blur(muted(gradient, axes, settings.chroma), axes, sigma)
 
 
 def _view(

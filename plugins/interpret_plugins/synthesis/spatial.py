@@ -41,6 +41,10 @@ class Axes:
         """The spatial sizes of a batch of this shape."""
         return tuple(shape[axis] for axis in self.spatial)
 
+    def channel_count(self, shape: Sequence[int]) -> int:
+        """How many channels a batch of this shape has; 1 without channel axes."""
+        return math.prod(shape[axis] for axis in self.channels)
+
 
 def blur(x: Tensor, axes: Axes, sigma: float) -> Tensor:
     """Gaussian blur over the spatial axes.
@@ -132,6 +136,14 @@ def total_variation_gradient(x: Tensor, axes: Axes) -> Tensor:
 def pixels(x: Tensor, axes: Axes) -> Tensor:
     """Sum over the channel axes, kept as size 1: one value per pixel."""
     return x.sum(axes.channels, keepdim=True) if axes.channels else x
+
+
+def muted(x: Tensor, axes: Axes, share: float) -> Tensor:
+    """Every pixel's mean over the channels plus `share` of each channel's difference from it."""
+    if not axes.channels or share == 1:
+        return x
+    grey = x.mean(axes.channels, keepdim=True)
+    return grey + share * (x - grey)
 
 
 def _along(x: Tensor, axis: int, matrix: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from interpret_plugins.synthesis.spatial import (
     Axes,
     blur,
+    muted,
     octave_sizes,
     resample,
     resize,
@@ -189,3 +190,23 @@ def test_octaves_run_from_coarse_to_the_full_size_and_leave_out_small_ones() -> 
     assert octave_sizes((100, 80), 3, 1.4, 64) == [(100, 80)]
     assert octave_sizes((8, 8), 3, 1.4, 64) == [(8, 8)]
     assert octave_sizes((), 3, 1.4, 64) == [()]
+
+
+@layouts
+def test_muted_keeps_a_share_of_the_differences_between_channels(
+    shape: tuple[int, ...], axes: Axes
+) -> None:
+    x = _batch(shape)
+    kept = muted(x, axes, 0.3)
+    if not axes.channels:
+        assert torch.equal(kept, x)
+        return
+    channels, expected = x.movedim(axes.channels[0], 0), torch.empty_like(x)
+    for position in itertools.product(*(range(size) for size in channels.shape[1:])):
+        values = channels[(slice(None), *position)]
+        grey = sum(values.tolist()) / len(values)
+        expected.movedim(axes.channels[0], 0)[(slice(None), *position)] = torch.tensor(
+            [grey + 0.3 * (value - grey) for value in values.tolist()], dtype=x.dtype
+        )
+    torch.testing.assert_close(kept, expected)
+    assert torch.equal(muted(x, axes, 1.0), x)

@@ -1,0 +1,124 @@
+"""Recognisability of class images: the share that a different real classifier puts in its top 5.
+
+Images of fixed ImageNet classes (5, 15, 25, ... 995) are made on SqueezeNet 1.1 and judged by
+MobileNet v2, and the other way round: by every preset of `class_visualization`, by the plain recipe
+of 2013 and by torch-lucent's default render. Neither the judge nor any photo takes part in making
+an image. Seconds are per image: of the processor with one thread (`OMP_NUM_THREADS=1`), else wall
+time.
+
+A full run takes hours. `SYNTHESIS_CLASSES=20` takes that many of the classes, evenly spread.
+Finished images are noted in `results/synthesis.partial.jsonl`, and a run that was broken off goes
+on from there; delete that file after a change of the code. `--quick` makes two images each way by
+the default preset and writes nothing.
+"""
+
+import json
+import os
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from ._recognisability import SLOW_PRESETS, Judge, Make, judges, makers
+
+CLASSES = range(5, 1000, 10)
+SLOW_SHARE = 5  # presets of 500 steps and more make every fifth image only
+ROWS = 5  # images made together
+PARTIAL = Path(__file__).parent / "results" / "synthesis.partial.jsonl"
+Figures = dict[str, dict[str, dict[str, float]]]
+
+
+def clock() -> float:
+    """Seconds of the processor where one thread works, else of the wall."""
+    return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
+
+
+def figures(records: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """The shares of images among the judge's first, and of those that made them."""
+    ranks = [record["rank"] for record in records]
+    return {
+        "images": len(records),
+        "top5": round(sum(rank < 5 for rank in ranks) / len(ranks), 3),
+        "top1": round(sum(rank < 1 for rank in ranks) / len(ranks), 3),
+        "median_rank": statistics.median(ranks) + 1,
+        "own_top1": round(sum(record["own"] < 1 for record in records) / len(records), 3),
+        "seconds_per_image": round(statistics.mean(record["seconds"] for record in records), 2),
+    }
+
+
+def made(make: Make, source: Judge, judge: Judge, classes: Sequence[int]) -> list[dict[str, Any]]:
+    """One record per class."""
+    start = clock()
+    images = make(source, classes)
+    seconds = (clock() - start) / len(classes)
+    ranks = zip(judge.ranks(images, classes), source.ranks(images, classes), strict=True)
+    return [
+        {"class": label, "rank": rank, "own": own, "seconds": seconds}
+        for label, (rank, own) in zip(classes, ranks, strict=True)
+    ]
+
+
+class _Notes:
+    """What earlier runs finished; inert without a path."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        lines = path.read_text().splitlines() if path is not None and path.exists() else []
+        self.records = [json.loads(line) for line in lines]
+
+    def add(self, records: Sequence[dict[str, Any]]) -> None:
+        self.records += records
+        if self._path is not None:
+            with self._path.open("a") as file:
+                file.writelines(json.dumps(record) + "\n" for record in records)
+
+    def of(self, way: str, maker: str, classes: Sequence[int]) -> list[dict[str, Any]]:
+        return [
+            record
+            for record in self.records
+            if (record["way"], record["maker"]) == (way, maker) and record["class"] in classes
+        ]
+
+
+def chosen(quick: bool) -> list[int]:
+    """The classes of this run."""
+    count = 2 if quick else int(os.environ.get("SYNTHESIS_CLASSES", len(CLASSES)))
+    return [*CLASSES[:: max(1, len(CLASSES) // count)]][:count]
+
+
+def _work(quick: bool) -> Iterator[tuple[str, Make, Judge, Judge, list[int]]]:
+    first, second = judges()
+    every = chosen(quick)
+    for name, make in makers(quick).items():
+        classes = every[::SLOW_SHARE] if name in SLOW_PRESETS else every
+        for source, judge in ((first, second), (second, first)):
+            yield name, make, source, judge, classes
+
+
+def main(quick: bool = False) -> Figures:
+    """Shares and seconds by direction and maker."""
+    notes, found = _Notes(None if quick else PARTIAL), Figures()
+    for name, make, source, judge, classes in track(list(_work(quick)), "recognisability"):
+        way = f"{source.name} -> {judge.name}"
+        done = {record["class"] for record in notes.of(way, name, classes)}
+        left = [label for label in classes if label not in done]
+        for start in range(0, len(left), ROWS):
+            records = made(make, source, judge, left[start : start + ROWS])
+            notes.add([{"way": way, "maker": name, **record} for record in records])
+        found.setdefault(way, {})[name] = figures(notes.of(way, name, classes))
+    return found
+
+
+def show(found: Figures) -> None:
+    """A table for each direction."""
+    for way, rows in found.items():
+        table = Table("images by", *next(iter(rows.values())), title=way)
+        for name, row in rows.items():
+            table.add_row(name, *(f"{value:g}" for value in row.values()))
+        Console().print(table)
