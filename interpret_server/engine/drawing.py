@@ -57,12 +57,16 @@ def draw(
         kind, _, part = name.partition(".")
         per_token = f"token_{kind}.{part}" if part else f"token_{kind}"
         if value.is_floating_point() and value.dim() > 1 and per_token not in tensors:
-            about = part if part in inputs else ""
+            last = part.rpartition(".")[2]
+            about = last if last in inputs else ""
             together.setdefault(about, {})[name] = value.float().cpu().numpy()
     for about, arrays in together.items():
         scene = replace(_scene(request, about), classes=classes, labels=info.labels)
         drawn = draw_tensors(arrays, request.call.render, scene)
+        side_by_side = drawn.pictures.pop("comparison", None)
         pictures |= drawn.pictures
+        if side_by_side is not None:
+            pictures[f"comparison.{about}" if len(together) > 1 else "comparison"] = side_by_side
         warnings += [RowWarning(text, rows) for text, rows in drawn.warnings.items()]
     return pictures, tuple(warnings)
 

@@ -15,7 +15,8 @@ def by_input(request: Request, tensors: Mapping[str, Tensor]) -> dict[str, Tenso
     """Tensors like the inputs of a model of several, each as one tensor per input.
 
     One input that can change keeps the tensor's own name; of several, `attributions` becomes
-    `attributions.<input>`.
+    `attributions.<input>`, and `attributions.<key>` of a field of several tensors
+    `attributions.<key>.<input>`.
     """
     classifier, batch = request.served.classifier, request.batch
     whole = dict(tensors)
@@ -24,7 +25,7 @@ def by_input(request: Request, tensors: Mapping[str, Tensor]) -> dict[str, Tenso
     alike = fields_like_input(request.plugin.result_type)
     row = classifier.row_shape(batch.inputs) if batch.has_inputs else classifier.input_shape
     for name, value in tensors.items():
-        if name not in alike or tuple(value.shape[1:]) != row:
+        if not alike & {name, name.partition(".")[0]} or tuple(value.shape[1:]) != row:
             continue
         del whole[name]
         parts = classifier.split(value)

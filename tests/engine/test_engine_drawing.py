@@ -12,6 +12,9 @@ from interpret_client import pictures
 from interpret_pictures.drawing import Scene
 from interpret_pictures.options import Rendering
 from interpret_plugins.attribution.input_x_gradient import InputXGradient
+from interpret_plugins.attribution.saliency import Saliency
+from interpret_plugins.metrics.compare import Compare
+from interpret_plugins.metrics.deletion import Deletion
 from interpret_server.engine.api import Result
 from interpret_server.models.manifest import Manifest
 
@@ -96,3 +99,27 @@ async def test_every_input_of_several_is_drawn_by_its_own_layout(tmp_path: Path)
     assert found.pictures["attributions.image.overlay"] == (pictures.png(over),)
     bars = pictures.bars(tensor(found.tensors["attributions.facts"]).numpy()[0])
     assert found.pictures["attributions.facts.overlay"] == (pictures.png(bars),)
+
+
+async def test_methods_that_are_compared_are_sent_and_drawn_by_input(tmp_path: Path) -> None:
+    image = torch.rand(1, 1, 3, 4)
+    manifest = {
+        "inputs": [
+            {"name": "image", "shape": [1, 3, 4], "bounds": [0, 1]},
+            {"name": "facts", "shape": [2]},
+        ]
+    }
+    sent = {"image": array(image), "facts": array(torch.rand(1, 2))}
+    torch.jit.script(Pair().eval()).save(str(tmp_path / "net.pt"))
+    params = '{"methods": ["saliency", "input_x_gradient"], "metrics": ["deletion"]}'
+    async with serving(Compare(), Saliency(), InputXGradient(), Deletion()) as worker:
+        await worker.load("mine", tmp_path / "net.pt", Manifest.model_validate(manifest))
+        call = calling(
+            "compare", sent, model="mine", targets=to_class(1), params=params, render=Rendering()
+        )
+        found = await result(worker, call)
+    methods = ("saliency", "input_x_gradient")
+    names = {f"attributions.{name}.{part}" for name in methods for part in ("image", "facts")}
+    assert set(found.tensors) == names
+    assert found.tensors["attributions.saliency.image"].shape == (1, 1, 3, 4)
+    assert set(found.pictures) == names | {"comparison.image", "comparison.facts"}
