@@ -19,8 +19,8 @@ _LANGEVIN: Mapping[str, Any] = {
     "epsilon2": 5e-2,
     "epsilon3": 3e-4,
     "priors": [
-        {"name": "gaussian", "std": 0.35},
-        {"name": "total_variation", "weight": 0.5},
+        {"plugin": "gaussian", "params": {"std": 0.35}},
+        {"plugin": "total_variation", "params": {"weight": 0.5}},
     ],
 }
 
@@ -92,7 +92,7 @@ def recipe(plugin: PluginInfo, model: ModelInfo) -> Recipe:
 
 def _brief(value: Any) -> str:
     if isinstance(value, list):
-        return " + ".join(str(item["name"]) for item in value)
+        return " + ".join(str(item["plugin"]) for item in value)
     return str(value)
 
 

@@ -7,15 +7,15 @@ import pytest
 import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
+from torch.distributions import Normal
 
-from interpret_plugins.priors import Gaussian, TotalVariation
 from interpret_plugins.synthesis.langevin import Langevin, LangevinParams, LangevinResult
-from interpret_plugins.synthesis.spatial import Axes
+from interpret_plugins.synthesis.spatial import Axes, total_variation
 from interpret_server.noise import normal_rows
 from interpret_server.plugin import Batch, Classifier, InvalidRequest, Job, Targets
 from interpret_server.testing import classifier, conformance
 
-STANDARD = [{"name": "gaussian", "std": 1.0}]
+STANDARD = [{"plugin": "gaussian", "params": {"std": 1.0}}]
 
 
 def _run(
@@ -90,11 +90,15 @@ def test_one_langevin_step_in_the_bounds_units(variance: float | None) -> None:
 
 def test_metrics_are_the_energy_and_its_terms() -> None:
     model = _images()
-    both = [{"name": "gaussian", "std": 0.4}, {"name": "total_variation", "weight": 3.0}]
+    both = [
+        {"plugin": "gaussian", "params": {"std": 0.4}},
+        {"plugin": "total_variation", "params": {"weight": 3.0}},
+    ]
     result = _run(model, [1, 2], priors=both, steps=5)
     z, axes = result.images - 0.5, Axes((2, 3), (1,))
     log_class = model(result.images).log_softmax(1)[[0, 1], [1, 2]]
-    log_prior = Gaussian(std=0.4).log_prob(z, axes) + TotalVariation(weight=3.0).log_prob(z, axes)
+    normal = Normal(torch.zeros(()).double(), 0.4).log_prob(z).flatten(1).sum(1)
+    log_prior = normal - 3.0 * total_variation(z, axes)
     torch.testing.assert_close(result.log_prob_class, log_class)
     torch.testing.assert_close(result.log_prior, log_prior)
     torch.testing.assert_close(result.energy, log_class + log_prior)
@@ -219,20 +223,18 @@ def test_states_leave_the_bounds_unless_clamped() -> None:
 
 def test_total_variation_alone_is_refused_with_the_reason() -> None:
     with pytest.raises(InvalidRequest, match="constant images free"):
-        _run(_images(), [0], priors=[{"name": "total_variation"}])
-
-
-def test_total_variation_of_flat_vectors_is_refused() -> None:
-    with pytest.raises(InvalidRequest, match="needs spatial axes"):
-        _run(_linear(), [0], priors=[*STANDARD, {"name": "total_variation"}])
+        _run(_images(), [0], priors=[{"plugin": "total_variation"}])
 
 
 def test_total_variation_smooths_samples() -> None:
     model = _images()
-    smooth = [{"name": "gaussian", "std": 0.3}, {"name": "total_variation", "weight": 20.0}]
+    smooth = [
+        {"plugin": "gaussian", "params": {"std": 0.3}},
+        {"plugin": "total_variation", "params": {"weight": 20.0}},
+    ]
     rough, smoothed = (
         _run(model, [0] * 8, priors=priors, steps=150).images.diff(dim=3).square().mean()
-        for priors in ([{"name": "gaussian", "std": 0.3}], smooth)
+        for priors in ([{"plugin": "gaussian", "params": {"std": 0.3}}], smooth)
     )
     assert smoothed < rough / 2
 
@@ -241,8 +243,12 @@ def test_total_variation_smooths_samples() -> None:
     "params",
     [
         {"priors": []},
-        {"priors": [{"name": "unknown"}]},
-        {"priors": [{"name": "gaussian", "std": 0}]},
+        {"priors": [{"name": "gaussian"}]},
+        {"metropolis": True, "clamp": True},
+        {"metropolis": True, "noise_variance": 0.0},
+        {"metropolis": True, "equation": "three_term", "epsilon3": 0.0},
+        {"metropolis": True, "compatibility": "ppgn"},
+        {"keep": 1, "steps": 5, "burn_in": 5},
         {"equation": "other"},
         {"epsilon3": -1.0},
         {"moments": True, "steps": 5, "burn_in": 5},
@@ -256,7 +262,7 @@ def test_bad_parameters_are_refused(params: dict[str, object]) -> None:
 def test_signals_are_sampled() -> None:
     network = nn.Sequential(nn.Conv1d(2, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(18, 3))
     model = classifier(network, (2, 8), input_layout="CL")
-    both = [{"name": "gaussian", "std": 0.3}, {"name": "total_variation"}]
+    both = [{"plugin": "gaussian", "params": {"std": 0.3}}, {"plugin": "total_variation"}]
     assert _run(model, [0, 1], priors=both, steps=5).images.shape == (2, 2, 8)
 
 
