@@ -47,6 +47,8 @@ class Settings:
         decay: share of z taken away after each step.
         blur_sigma: blur of z in pixels, every `blur_every` steps (0: never).
         gradient_blur: blur of the gradient in pixels, from the first step to the last.
+        spectrum: power of 1/f by which the gradient's Fourier amplitudes are multiplied, from the
+            first step to the last.
         chroma: share of the gradient's differences between a pixel's channels that is kept.
         norm_percentile: pixels whose norm lies below this percentile are set to the centre.
         contribution_percentile: the same for |sum over channels of z * gradient|.
@@ -55,6 +57,8 @@ class Settings:
         mirror: half of the views are mirrored along the last axis.
         jitter: how far a view may lie outside the image, in pixels.
         noise: standard deviation of the noise under which each gradient is taken.
+        contrast: standard deviation of the logarithm of a view's contrast, and twice that of the
+            brightness of its channels.
         settle: share of the steps, at the end, on the image as it is: one view, no noise.
         octaves: sizes to work through, coarse to fine.
         octave_ratio: each size over the one before.
@@ -72,6 +76,7 @@ class Settings:
     blur_sigma: float = 0.0
     blur_every: int = 0
     gradient_blur: tuple[float, float] = (0.0, 0.0)
+    spectrum: tuple[float, float] = (0.0, 0.0)
     chroma: float = 1.0
     norm_percentile: float = 0.0
     contribution_percentile: float = 0.0
@@ -80,11 +85,17 @@ class Settings:
     mirror: bool = False
     jitter: int = 0
     noise: float = 0.0
+    contrast: float = 0.0
     settle: float = 0.0
     octaves: int = 1
     octave_ratio: float = 1.4
     start_noise: float = 0.0
     clip: bool = True
+
+    def at(self, schedule: tuple[float, float], step: int) -> float:
+        """The value at a step of what runs from the first value to the second."""
+        first, last = schedule
+        return first + (last - first) * step / self.steps
 
     def updated(self, values: Mapping[str, Any]) -> "Settings":
         """The same settings with those of `values` that are not None."""
@@ -107,23 +118,27 @@ def _octaves(sizes: tuple[int, ...], channels: int) -> Settings:
             settle=0.1,
             start_noise=0.02,
         )
-    photo = len(sizes) == 2
-    return Settings(
+    common = Settings(
         steps=250,
         policy=Policy.NORMALIZED,
         rate=2.4 / _BYTE,
         decay=0.002,
         blur_sigma=0.5,
         blur_every=4,
-        gradient_blur=(2.0, 0.6),
-        views=2,
-        zoom=(0.4, 1.0) if photo else (1.0, 1.0),
-        mirror=photo,
         jitter=jitter,
         settle=0.1,
-        chroma=0.3 if photo and channels == 3 else 1.0,
         octaves=3,
         start_noise=0.02,
+    )
+    if len(sizes) != 2:
+        return replace(common, gradient_blur=(2.0, 0.6))
+    return replace(
+        common,
+        zoom=(0.4, 1.0),
+        mirror=True,
+        contrast=0.3,
+        spectrum=(1.2, 0.8),
+        chroma=0.3 if channels == 3 else 1.0,
     )
 
 

@@ -24,13 +24,15 @@ from interpret_server.plugin import (
     output,
 )
 
-from .ascent import Policy, Score, Settings, ascend, preset
+from .ascent import Policy, Score, Settings, ascend, per_row, preset
 from .centred import Centred
-from .spatial import Axes, blur, muted, octave_sizes, resample, resize
+from .spatial import Axes, blur, muted, octave_sizes, pink, resample, resize
 from .views import random_windows
 
 Sigma = Annotated[float, Field(ge=0, le=64)]
+Power = Annotated[float, Field(ge=0, le=4)]
 Share = Annotated[float, Field(ge=0.05, le=4)]
+_LIGHTING = -(1 << 40)  # apart from the draws of noise (from 0 up) and of windows (from -1 down)
 _SMALLEST_OCTAVE = 64  # pixels; below it an image has no coarser structure worth a pass
 
 
@@ -75,6 +77,11 @@ class ClassVisualizationParams(Params):
     gradient_blur: tuple[Sigma, Sigma] | None = Field(
         None, description="Blur of the gradient in pixels, at the first and at the last step."
     )
+    spectrum: tuple[Power, Power] | None = Field(
+        None,
+        description="Power p of the factor 1/f^p on the gradient's Fourier amplitudes, at the "
+        "first and at the last step; 2 is ascent in coefficients decorrelated as those of photos.",
+    )
     chroma: float | None = Field(
         None,
         ge=0,
@@ -115,6 +122,13 @@ class ClassVisualizationParams(Params):
         ge=0,
         le=10,
         description="Standard deviation of the noise under which each gradient is taken, in z.",
+    )
+    contrast: float | None = Field(
+        None,
+        ge=0,
+        le=2,
+        description="How much the contrast of each view (standard deviation of its logarithm) and "
+        "the brightness of its channels (half as much, in z) vary.",
     )
     settle: float | None = Field(
         None,
@@ -216,10 +230,9 @@ def _gradient(model: Classifier, batch: Batch, z: Tensor, step: int, settings: S
                 score = score - logits.scatter(1, batch.targets.index, -torch.inf).logsumexp(1)
             (gradient,) = torch.autograd.grad(score.sum(), leaf)
         total = total + gradient
-    first, last = settings.gradient_blur
-    sigma = first + (last - first) * step / settings.steps
-    gradient = total / views - 2 * settings.l2 * z
-    return blur(muted(gradient, axes, settings.chroma), axes, sigma)
+    gradient = muted(total / views - 2 * settings.l2 * z, axes, settings.chroma)
+    gradient = pink(gradient, axes, settings.at(settings.spectrum, step))
+    return blur(gradient, axes, settings.at(settings.gradient_blur, step))
 
 
 def _view(
@@ -237,4 +250,15 @@ def _view(
             mirror=settings.mirror,
         )
         z = resample(z, axes, windows, full)
+    if settings.contrast:
+        factor, offset = _lighting(z, batch, axes, draw)
+        z = z * torch.exp(settings.contrast * factor) + settings.contrast / 2 * offset
     return z + settings.noise * batch.normal(draw) if settings.noise else z
+
+
+def _lighting(z: Tensor, batch: Batch, axes: Axes, draw: int) -> tuple[Tensor, Tensor]:
+    """Standard normal numbers, one for each row and one for each channel of each row."""
+    channels = axes.channel_count(z.shape)
+    draws = normal_rows(batch.seeds, _LIGHTING - draw, z.new_empty(len(z), 1 + channels))
+    shape = [size if axis in axes.channels else 1 for axis, size in enumerate(z.shape)]
+    return per_row(draws[:, 0], z), draws[:, 1:].reshape(len(z), *shape[1:])

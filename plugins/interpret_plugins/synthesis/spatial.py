@@ -138,6 +138,28 @@ def pixels(x: Tensor, axes: Axes) -> Tensor:
     return x.sum(axes.channels, keepdim=True) if axes.channels else x
 
 
+def pink(x: Tensor, axes: Axes, power: float) -> Tensor:
+    """Fourier amplitudes over the spatial axes times `1 / f^power`, f in cycles per pixel.
+
+    Frequencies below one cycle per largest axis count as that. An ascent along gradients filtered
+    so with `2 p` is an ascent in Fourier coefficients scaled by `1 / f^p`, the decorrelated
+    parameterisation of Olah et al. 2017, "Feature visualization"; natural images have p = 1.
+    """
+    if not axes.spatial or power == 0:
+        return x
+    sizes = axes.sizes(x.shape)
+    squares = x.new_zeros(())
+    for axis, size in zip(axes.spatial, sizes, strict=True):
+        half = axis == axes.spatial[-1]
+        grid = torch.fft.rfftfreq if half else torch.fft.fftfreq
+        view = [-1 if other == axis else 1 for other in range(x.dim())]
+        squares = squares + grid(size, dtype=x.dtype, device=x.device).view(view).square()
+    scale = squares.sqrt().clamp_min(1 / max(sizes)) ** -power
+    spectrum = torch.fft.rfftn(x, dim=axes.spatial) * scale
+    filtered: Tensor = torch.fft.irfftn(spectrum, s=sizes, dim=axes.spatial)
+    return filtered
+
+
 def muted(x: Tensor, axes: Axes, share: float) -> Tensor:
     """Every pixel's mean over the channels plus `share` of each channel's difference from it."""
     if not axes.channels or share == 1:

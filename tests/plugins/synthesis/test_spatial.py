@@ -13,6 +13,7 @@ from interpret_plugins.synthesis.spatial import (
     blur,
     muted,
     octave_sizes,
+    pink,
     resample,
     resize,
     shift,
@@ -210,3 +211,35 @@ def test_muted_keeps_a_share_of_the_differences_between_channels(
         )
     torch.testing.assert_close(kept, expected)
     assert torch.equal(muted(x, axes, 1.0), x)
+
+
+@layouts
+@pytest.mark.parametrize("power", [0.7, 2.0])
+def test_pink_equals_numpys_full_transform(
+    shape: tuple[int, ...], axes: Axes, power: float
+) -> None:
+    x = _batch(shape)
+    expected = x.numpy()
+    if axes.spatial:
+        sizes = [x.shape[axis] for axis in axes.spatial]
+        grids = np.meshgrid(*(np.fft.fftfreq(size) for size in sizes), indexing="ij")
+        frequency = np.maximum(np.sqrt(sum(grid**2 for grid in grids)), 1 / max(sizes))
+        view = [x.shape[axis] if axis in axes.spatial else 1 for axis in range(x.dim())]
+        spectrum = np.fft.fftn(expected, axes=axes.spatial) / frequency.reshape(view) ** power
+        expected = np.fft.ifftn(spectrum, axes=axes.spatial).real
+    np.testing.assert_allclose(pink(x, axes, power).numpy(), expected, atol=1e-10)
+
+
+@layouts
+def test_pink_is_undone_by_the_opposite_power(shape: tuple[int, ...], axes: Axes) -> None:
+    x = _batch(shape)
+    torch.testing.assert_close(pink(pink(x, axes, 1.3), axes, -1.3), x)
+
+
+def test_pink_gradients_are_those_of_the_fourier_parameterisation() -> None:
+    axes, power = Axes((2, 3), (1,)), 0.8
+    weights = _batch((3, 5, 6))
+    coefficients = torch.zeros_like(weights, requires_grad=True)
+    image = pink(coefficients, axes, power)
+    (step,) = torch.autograd.grad((image * weights).sum(), coefficients)
+    torch.testing.assert_close(pink(step, axes, power), pink(weights, axes, 2 * power))
