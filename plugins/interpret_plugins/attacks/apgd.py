@@ -85,7 +85,12 @@ def most_passes(norm: NormName, steps: int) -> int:
 
 
 def auto_pgd(
-    attempt: Attempt, loss: LossName, steps: int, restarts: int, target_classes: int
+    attempt: Attempt,
+    loss: LossName,
+    steps: int,
+    restarts: int = 1,
+    target_classes: int = 0,
+    passes: int = 1,
 ) -> Iterator[None]:
     """The steps of all runs, each on the rows that are still open.
 
@@ -95,6 +100,7 @@ def auto_pgd(
         steps: of each run.
         restarts: runs, or runs towards each class.
         target_classes: as in `APGDParams`.
+        passes: that are averaged at every point.
     """
     attempt.flat[attempt.open] = True
     goal = replace(attempt.goal, loss=loss)
@@ -104,19 +110,22 @@ def auto_pgd(
         rows = attempt.open
         if not len(rows):
             return
-        yield from _run(attempt, rows, replace(goal, towards=classes).take(rows), steps, draw)
+        aim = replace(goal, towards=classes).take(rows)
+        yield from _run(attempt, rows, aim, steps, draw, passes)
 
 
-def _run(attempt: Attempt, rows: Tensor, goal: Goal, steps: int, draw: int) -> Iterator[None]:
+def _run(
+    attempt: Attempt, rows: Tensor, goal: Goal, steps: int, draw: int, passes: int
+) -> Iterator[None]:
     """One run from a random start; in L1 it approaches the ball from larger ones."""
     seeds = [attempt.batch.seeds[row] for row in rows.tolist()]
     region = attempt.region.take(rows)
     if not isinstance(region.norm, L1):
-        yield from climb(attempt, rows, goal, steps, region.random(seeds, draw))
+        yield from climb(attempt, rows, goal, steps, region.random(seeds, draw), passes=passes)
         return
     start, left = region.widened(_RADII[0][0]).random(seeds, draw), steps
     for times, share in _RADII[:-1]:
         count = int(share * steps)
-        start = yield from climb(attempt, rows, goal, count, start, times=times)
+        start = yield from climb(attempt, rows, goal, count, start, times=times, passes=passes)
         left -= count
-    yield from climb(attempt, rows, goal, left, start)
+    yield from climb(attempt, rows, goal, left, start, passes=passes)

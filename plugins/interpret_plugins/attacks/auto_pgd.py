@@ -121,12 +121,19 @@ class _Climb:
 
 
 def climb(
-    attempt: Attempt, rows: Tensor, goal: Goal, steps: int, start: Tensor, *, times: float = 1.0
+    attempt: Attempt,
+    rows: Tensor,
+    goal: Goal,
+    steps: int,
+    start: Tensor,
+    *,
+    times: float = 1.0,
+    passes: int = 1,
 ) -> Generator[None, None, Tensor]:
     """Ascend the loss of some rows; each yield follows one pass through the model.
 
     A row stops at its first success. The points of the largest margin are offered to `attempt`.
-    Takes `steps + 1` passes at most.
+    Takes `steps + 1` steps at most.
 
     Args:
         attempt: that the rows belong to.
@@ -136,6 +143,8 @@ def climb(
         start: `(n, *input_shape)`, projected first.
         times: of the radius. Beyond 1 the points are none of the attack's: nothing is offered, and
             no row stops.
+        passes: whose gradients and logits are averaged at every point, for a classifier that
+            answers at random; all of them belong to one step.
 
     Returns:
         The points of the largest loss, of those rows that did not stop.
@@ -147,7 +156,7 @@ def climb(
     sparse, inside = isinstance(attempt.region.norm, L1), times <= 1
     region = attempt.region.take(rows).widened(times)
     x = region.project(start)
-    gradient, value, won = _score(attempt, rows, goal, x, offer=inside)
+    gradient, value, won = _score(attempt, rows, goal, x, passes, offer=inside)
     state = _Climb.begin(rows, x, gradient, value, 1.0 if sparse else 2.0)
     if sparse and (x != region.centre).any():
         state.recount(region.centre)
@@ -158,7 +167,7 @@ def climb(
         if not len(state.rows):
             break
         x = _sparse_step(state, region) if sparse else _step(state, region, first=step == 0)
-        gradient, value, won = _score(attempt, state.rows, goal, x, offer=inside)
+        gradient, value, won = _score(attempt, state.rows, goal, x, passes, offer=inside)
         state.arrive(x, gradient, value)
         left -= 1
         if sparse and (step + 1) % max(1, int(_PERIOD * steps)) == 0:
@@ -173,11 +182,15 @@ def climb(
 
 
 def _score(
-    attempt: Attempt, rows: Tensor, goal: Goal, x: Tensor, *, offer: bool
+    attempt: Attempt, rows: Tensor, goal: Goal, x: Tensor, passes: int, *, offer: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradient, the loss, and which rows have been won; the points are offered."""
     gradient, logits = goal.ascend(attempt.model, x)
-    attempt.queries[rows] += 2
+    for _ in range(passes - 1):
+        again = goal.ascend(attempt.model, x)
+        gradient, logits = gradient + again.gradient, logits + again.logits
+    logits = logits / passes
+    attempt.queries[rows] += 2 * passes
     attempt.flat[rows] &= ~gradient.flatten(1).any(1)
     won = torch.zeros_like(rows, dtype=torch.bool)
     if offer:
