@@ -1,12 +1,15 @@
 """One self-contained HTML page of pictures."""
 
 import base64
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
 
 import numpy as np
 from numpy.typing import NDArray
+
+_WIDE = 2  # pictures of a line that are shown where they are wide
 
 _STYLE = """
 :root { color-scheme: light dark; }
@@ -18,6 +21,9 @@ h3 { font-size: .9rem; font-weight: 600; margin: .7rem 0 .2rem; }
 p { margin: .2rem 0 .6rem; max-width: 60rem; }
 .line { display: grid; grid-template-columns: repeat(10, minmax(4.5rem, 1fr)); gap: .5rem;
         overflow-x: auto; }
+.wide { display: flex; flex-wrap: wrap; gap: 1rem; }
+.wide figure { max-width: 34rem; }
+.wide img { width: auto; max-width: 100%; max-height: 26rem; image-rendering: auto; }
 figure { margin: 0; }
 figcaption { font-size: .75rem; text-align: center; }
 img { width: 100%; image-rendering: pixelated; border-radius: 3px; display: block; }
@@ -32,6 +38,12 @@ class Cell:
 
     png: bytes
     caption: str
+
+    @property
+    def wide(self) -> bool:
+        """Whether the picture holds more than one digit's width shows: curves, bars, many tiles."""
+        width, height = struct.unpack(">II", self.png[16:24])  # of PNG's first chunk
+        return bool(width > 500 or width > 2 * height or height > 2 * width)
 
     def html(self) -> str:
         """The picture as a figure."""
@@ -65,11 +77,16 @@ class Section:
 
     def html(self) -> str:
         """The section as HTML."""
-        lines = [
-            f'<h3>{escape(name)}</h3><div class="line">{"".join(c.html() for c in cells)}</div>'
-            for name, cells in self.lines.items()
-        ]
+        lines = [_line(name, cells) for name, cells in self.lines.items()]
         return f"<h2>{escape(self.title)}</h2><p>{escape(self.text)}</p>{''.join(lines)}"
+
+
+def _line(name: str, cells: Sequence[Cell]) -> str:
+    wide = any(cell.wide for cell in cells)
+    shown = "".join(cell.html() for cell in (cells[:_WIDE] if wide else cells))
+    more = f", the first {_WIDE} of {len(cells)}" if wide and len(cells) > _WIDE else ""
+    kind = "wide" if wide else "line"
+    return f'<h3>{escape(name + more)}</h3><div class="{kind}">{shown}</div>'
 
 
 @dataclass

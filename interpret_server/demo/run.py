@@ -23,7 +23,7 @@ from rich.progress import (
 from rich.table import Table
 
 import interpret_client
-from interpret_client import Client
+from interpret_client import Client, FailedPrecondition, InvalidRequest
 
 from .digits import (
     EPOCHS,
@@ -82,7 +82,11 @@ def one_of_each(data: Digits) -> Digits:
 def ask(
     client: Client, plugin: str, model: str, plan: Recipe, digits: Digits, bar: Progress
 ) -> Outcome:
-    """Run one plugin on one model, with a progress bar of its steps."""
+    """Run one plugin on one model, with a progress bar of its steps.
+
+    Raises:
+        FailedPrecondition: the model cannot be asked this.
+    """
     task = bar.add_task(f"{plugin:>20}  {model}", total=1)
     started = time.perf_counter()
     result = None
@@ -90,8 +94,9 @@ def ask(
         plugin,
         model,
         digits.images if plan.inputs else None,
-        target=plan.target(digits.labels),
+        target=plan.targets(digits.labels),
         params=plan.params,
+        tensors=plan.tensors(digits.images),
         seed=0,
         render=True,
     ):
@@ -149,9 +154,10 @@ def section(
     for model, outcome in outcomes.items():
         result = outcome.result
         for field, pictures in result.pictures.items():
+            one_each = len(pictures) == len(digits) and not plan.everything
             cells = []
             for row, png in enumerate(pictures):
-                caption = plan.caption(result, field, row, digits)
+                caption = plan.caption(result, row, digits) if one_each else ""
                 if judge is not None and field == "images":
                     caption += f", judge says {judge[row]}"
                 cells.append(Cell(png, caption))
@@ -220,15 +226,22 @@ def explore(
         for plugin in sorted(client.plugins(), key=lambda p: (p.kind, p.name)):
             plans = {model: recipe(plugin, client.model(model)) for model in MODELS}
             plan = plans[MODELS[0]]
-            outcomes = {
-                model: ask(client, plugin.name, model, plans[model], digits, bar)
-                for model in MODELS
-            }
+            shown_digits = held_out if plan.everything else digits
+            try:
+                outcomes = {
+                    model: ask(client, plugin.name, model, plans[model], shown_digits, bar)
+                    for model in MODELS
+                }
+            except (FailedPrecondition, InvalidRequest) as refusal:
+                gallery.add(Section(plugin.name, f"{plan.text} Left out: {refusal}", {}))
+                gallery.row(plugin.name, "", f"left out: {refusal}")
+                table.add_row(plugin.name, "", "", "", "left out, see the gallery")
+                continue
             judge = None
             if plan.judged:
                 images = outcomes[MODELS[0]].result.tensors["images"]
                 judge = [int(label) for label in client.predict(JUDGE, images).classes]
-            gallery.add(section(plugin.name, plan, outcomes, digits, judge))
+            gallery.add(section(plugin.name, plan, outcomes, shown_digits, judge))
             difference = agreement(outcomes)
             summary = plan.summary(outcomes[MODELS[0]].result)
             if judge is not None:
