@@ -2,9 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
-from typing import NamedTuple, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -16,59 +14,11 @@ from .network import ClassifierModule
 from .packing import Packing
 from .relu_rules import ReluRule, relu_rule
 from .targets import TargetKind, Targets
+from .traits import Bounds, Capability, Gradient, Layer
+
+__all__ = ["Bounds", "Capability", "Classifier", "Gradient", "Layer"]
 
 _SHAPES = 256  # shapes of layers kept per model
-
-
-class Capability(StrEnum):
-    """What a plugin may require of a model."""
-
-    GRADIENT = "gradient"  # logits are differentiable with respect to the input
-    LAYERS = "layers"  # intermediate values can be read and targeted
-    RECTIFIERS = "rectifiers"  # the network has rectifiers whose backward rule can be replaced
-    BOUNDS = "bounds"  # the manifest states the bounds of the input
-    SCORES = "scores"  # the file scores classes, rather than naming the winner alone
-    DETERMINISTIC = "deterministic"  # the same input gets the same answer every time
-
-
-@dataclass(frozen=True)
-class Layer:
-    """An intermediate value.
-
-    Args:
-        name: from the source file (module path, ONNX value name).
-        kind: a lowercase word such as `relu`, `conv2d`, `add`.
-        shape: of one row, without the batch axis; at the example's sizes, where sizes are free.
-        node: the FX node that computes it.
-        sizes: the shape, with None where it follows the input's free sizes; empty where none does.
-    """
-
-    name: str
-    kind: str
-    shape: tuple[int, ...]
-    node: str
-    sizes: tuple[int | None, ...] = ()
-
-
-class Bounds(NamedTuple):
-    """Smallest and largest input value."""
-
-    lower: float
-    upper: float
-
-
-class Gradient(NamedTuple):
-    """A gradient with what its forward pass gave on the way.
-
-    Args:
-        inputs: `(N, *input_shape)`, the gradient of each row's objective with respect to its input.
-        objective: `(N,)`, the target's value.
-        logits: `(N, K)`, where the target is a class.
-    """
-
-    inputs: Tensor
-    objective: Tensor
-    logits: Tensor | None
 
 
 class Classifier:
@@ -323,8 +273,8 @@ class Classifier:
             [given if part.fixed else value for part, value, given in parts], self.dtype
         )
 
-    def layer(self, name: str) -> Layer:
-        """A layer by name.
+    def layer(self, name: str, field: str = "layer") -> Layer:
+        """A layer by name, which stands in a `field` of the request.
 
         Raises:
             FailedPrecondition: the model's layers cannot be read.
@@ -337,7 +287,7 @@ class Classifier:
 
             close = get_close_matches(name, self.layers, n=3, cutoff=0.3) or list(self.layers)[:3]
             raise InvalidRequest.field(
-                "layer", f"{self.name} has no layer {name!r}; did you mean {', '.join(close)}?"
+                field, f"{self.name} has no layer {name!r}; did you mean {', '.join(close)}?"
             )
         return self.layers[name]
 
@@ -410,4 +360,5 @@ class Classifier:
         if targets.layer is None:
             targets.validate((self.classes,), f"{self.name}'s output")
         else:
+            self.layer(targets.layer, "target")
             targets.validate(self.layer_shape(targets.layer, row), f"layer {targets.layer}")

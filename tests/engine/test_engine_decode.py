@@ -167,7 +167,7 @@ BAD_CALLS = {
     ),
     "unknown layer": (
         calling("value", ONE, targets=(Target("neuron", (0,), "1"),)),
-        "net has no layer '1'; did you mean",
+        "target: net has no layer '1'; did you mean",
     ),
     "target count": (
         calling("value", rows(0, 0, 0), targets=to_class(0) * 2),

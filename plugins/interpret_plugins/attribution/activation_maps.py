@@ -93,7 +93,7 @@ def check_maps(model: Classifier, params: ActivationMapParams) -> None:
         if not map_layers(model, Way(model, None)):
             layer_to_explain(model, None, None)
         return
-    layer = model.layer(params.layer)
+    layer = model.layer(params.layer, "params.layer")
     channel_axis(model, Way(model, None), layer, layer.shape, params.channels)
     _check_upsampling(model, params, layer, len(layer.shape) - 1)
 

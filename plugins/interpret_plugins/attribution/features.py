@@ -34,6 +34,7 @@ _WHOLE = (
     "place: raise `compactness` or `segments`"
 )
 
+_LARGEST_NUMBER = 2**53  # to which every whole number is exact
 _Size = Annotated[int, Field(ge=1)]
 
 
@@ -211,6 +212,8 @@ def given(model: Classifier, batch: Batch) -> Tensor:
         ) from None
     if (numbers != numbers.round()).any():
         raise InvalidRequest.field(field, "the numbers of features must be whole")
+    if (numbers.double().abs() > _LARGEST_NUMBER).any():
+        raise InvalidRequest.field(field, f"the numbers of features are at most {_LARGEST_NUMBER}")
     if max(len(row.unique()) for row in numbers) > MAX_VARIANTS:
         raise InvalidRequest.field(field, f"a row has more than {MAX_VARIANTS} features")
     return joined(model, row, [numbers.double()], -1).to(torch.int64).clamp(min=-1)

@@ -39,7 +39,7 @@ def layer_to_explain(model: Classifier, target: str | None, named: str | None) -
     """
     way = Way(model, target)
     if named is not None:
-        layer = model.layer(named)
+        layer = model.layer(named, "params.layer")
         if layer not in way.layers:
             end = "the logits" if target is None else f"the target's layer {target!r}"
             raise InvalidRequest.field(

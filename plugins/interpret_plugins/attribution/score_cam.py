@@ -61,7 +61,7 @@ class ScoreCAM(Plugin[ScoreCAMParams, ActivationMap]):
         check_maps(model, params)
         if params.layer is None:
             return
-        axes = len(model.layer(params.layer).shape) - 1
+        axes = len(model.layer(params.layer, "params.layer").shape) - 1
         if not spatial_axes(model, axes):
             raise InvalidRequest.field(
                 "params.layer",

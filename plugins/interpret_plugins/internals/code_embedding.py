@@ -107,7 +107,7 @@ class CodeEmbedding(Plugin[CodeEmbeddingParams, CodeEmbeddingResult]):
 
     def check(self, model: Classifier, params: CodeEmbeddingParams) -> None:
         if params.layer is not None:
-            model.layer(params.layer)
+            model.layer(params.layer, "params.layer")
 
     def run(
         self, model: Classifier, batch: Batch, params: CodeEmbeddingParams, job: Job

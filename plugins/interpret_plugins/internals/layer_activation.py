@@ -67,7 +67,7 @@ class LayerActivation(Plugin[LayerActivationParams, LayerActivationResult]):
 
     def check(self, model: Classifier, params: LayerActivationParams) -> None:
         for name in params.layers:
-            model.layer(name)
+            model.layer(name, "params.layers")
 
     @torch.no_grad()
     def run(

@@ -108,7 +108,7 @@ class LayerAttribution(Plugin[LayerAttributionParams, LayerAttributionResult]):
 
     def check(self, model: Classifier, params: LayerAttributionParams) -> None:
         if params.layer is not None:
-            model.layer(params.layer)
+            model.layer(params.layer, "params.layer")
         check_baseline(model, params.baseline)
 
     def run(

@@ -80,7 +80,7 @@ class NeuronAttribution(Plugin[NeuronAttributionParams, NeuronAttributionResult]
     def check(self, model: Classifier, params: NeuronAttributionParams) -> None:
         check_baseline(model, params.baseline)
         if params.layer is not None:
-            layer = model.layer(params.layer)
+            layer = model.layer(params.layer, "params.layer")
             if not layer.sizes:
                 _mask(params, layer.shape, params.layer)
 

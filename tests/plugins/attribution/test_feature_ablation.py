@@ -131,6 +131,7 @@ def test_a_request_in_which_nothing_may_be_hidden_is_warned_about() -> None:
     ("features", "why"),
     [
         (torch.tensor([[0.0, 0.5, 1.0, 2.0]]), "must be whole"),
+        (torch.tensor([[0.0, 1e30, 1.0, 2.0]]), "at most"),
         (torch.zeros(1, 3), r"rows of shape \[3\] do not fit an input of \[4\]"),
         (torch.zeros(1, 2, 4), r"rows of shape \[2, 4\]"),
     ],
