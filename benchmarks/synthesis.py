@@ -6,10 +6,11 @@ of 2013 and by torch-lucent's default render. Neither the judge nor any photo ta
 an image. Seconds are per image: of the processor with one thread (`OMP_NUM_THREADS=1`), else wall
 time.
 
-A full run takes hours. `SYNTHESIS_CLASSES=20` takes that many of the classes, evenly spread.
-Finished images are noted in `results/synthesis.partial.jsonl`, and a run that was broken off goes
-on from there; delete that file after a change of the code. `--quick` makes two images each way by
-the default preset and writes nothing.
+A full run takes hours. `SYNTHESIS_CLASSES=20` takes that many of the classes, evenly spread;
+`SYNTHESIS_BY=octaves,torch-lucent` makes images by these alone. Finished images are noted in
+`results/synthesis.partial.jsonl`: a run goes on from there and reports all that is noted of its
+classes; delete that file after a change of the code. `--quick` makes two images each way by the
+default preset and writes nothing.
 """
 
 import json
@@ -95,8 +96,11 @@ def chosen(quick: bool) -> list[int]:
 def _work(quick: bool) -> Iterator[tuple[str, Make, Judge, Judge, list[int]]]:
     first, second = judges()
     every = chosen(quick)
+    by = os.environ.get("SYNTHESIS_BY", "").split(",")
     for name, make in makers(quick).items():
         classes = every[::SLOW_SHARE] if name in SLOW_PRESETS else every
+        if by != [""] and name not in by:
+            classes = []
         for source, judge in ((first, second), (second, first)):
             yield name, make, source, judge, classes
 
@@ -106,12 +110,13 @@ def main(quick: bool = False) -> Figures:
     notes, found = _Notes(None if quick else PARTIAL), Figures()
     for name, make, source, judge, classes in track(list(_work(quick)), "recognisability"):
         way = f"{source.name} -> {judge.name}"
-        done = {record["class"] for record in notes.of(way, name, classes)}
+        done = {record["class"] for record in notes.of(way, name, chosen(quick))}
         left = [label for label in classes if label not in done]
         for start in range(0, len(left), ROWS):
             records = made(make, source, judge, left[start : start + ROWS])
             notes.add([{"way": way, "maker": name, **record} for record in records])
-        found.setdefault(way, {})[name] = figures(notes.of(way, name, classes))
+        if records := notes.of(way, name, chosen(quick)):
+            found.setdefault(way, {})[name] = figures(records)
     return found
 
 

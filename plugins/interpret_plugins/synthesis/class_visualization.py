@@ -24,15 +24,14 @@ from interpret_server.plugin import (
     output,
 )
 
-from .ascent import Policy, Score, Settings, ascend, per_row, preset
+from .ascent import Policy, Score, Settings, ascend, preset
 from .centred import Centred
 from .spatial import Axes, blur, muted, octave_sizes, pink, resample, resize
-from .views import random_windows
+from .views import random_light, random_windows
 
 Sigma = Annotated[float, Field(ge=0, le=64)]
 Power = Annotated[float, Field(ge=0, le=4)]
 Share = Annotated[float, Field(ge=0.05, le=4)]
-_LIGHTING = -(1 << 40)  # apart from the draws of noise (from 0 up) and of windows (from -1 down)
 _SMALLEST_OCTAVE = 64  # pixels; below it an image has no coarser structure worth a pass
 
 
@@ -251,14 +250,5 @@ def _view(
         )
         z = resample(z, axes, windows, full)
     if settings.contrast:
-        factor, offset = _lighting(z, batch, axes, draw)
-        z = z * torch.exp(settings.contrast * factor) + settings.contrast / 2 * offset
+        z = random_light(z, axes, batch.seeds, draw, settings.contrast)
     return z + settings.noise * batch.normal(draw) if settings.noise else z
-
-
-def _lighting(z: Tensor, batch: Batch, axes: Axes, draw: int) -> tuple[Tensor, Tensor]:
-    """Standard normal numbers, one for each row and one for each channel of each row."""
-    channels = axes.channel_count(z.shape)
-    draws = normal_rows(batch.seeds, _LIGHTING - draw, z.new_empty(len(z), 1 + channels))
-    shape = [size if axis in axes.channels else 1 for axis, size in enumerate(z.shape)]
-    return per_row(draws[:, 0], z), draws[:, 1:].reshape(len(z), *shape[1:])

@@ -1,11 +1,16 @@
-"""Random views of an image: where each row is looked at, drawn from its own seed."""
+"""Random views of an image: where and in what light a row is seen, drawn from its own seed."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from interpret_server.noise import uniform_rows
+from interpret_server.noise import normal_rows, uniform_rows
+
+from .ascent import per_row
+from .spatial import Axes
+
+_LIGHT = -(1 << 40)  # apart from the draws of windows, which count down from -1
 
 
 def random_windows(
@@ -40,3 +45,15 @@ def random_windows(
         turned = draws[:, 1] < 0.5
         windows[turned, -1] = windows[turned, -1].flip(-1)
     return windows
+
+
+def random_light(z: Tensor, axes: Axes, seeds: Sequence[int], draw: int, strength: float) -> Tensor:
+    """Centred inputs `(N, *shape)` at random contrast, their channels at random brightness.
+
+    Row i becomes `exp(strength * n) * z + strength / 2 * n_c`, n and n_c (one for each channel)
+    standard normal, drawn from seed i.
+    """
+    draws = normal_rows(seeds, _LIGHT - draw, z.new_empty(len(z), 1 + axes.channel_count(z.shape)))
+    shape = [size if axis in axes.channels else 1 for axis, size in enumerate(z.shape)]
+    brightness = draws[:, 1:].reshape(len(z), *shape[1:])
+    return per_row(torch.exp(strength * draws[:, 0]), z) * z + strength / 2 * brightness

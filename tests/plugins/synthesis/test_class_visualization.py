@@ -111,6 +111,46 @@ def test_a_row_alone_equals_the_row_in_a_batch(name: str, preset: str) -> None:
         torch.testing.assert_close(alone.images[0], together.images[row], rtol=0, atol=1e-9)
 
 
+class _ChannelsLast(nn.Module):
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.network(x.movedim(-1, 1))
+        return logits
+
+
+def _photo_network() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 5, stride=4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 225, 3)
+    ).double()
+
+
+def test_a_row_of_photos_alone_equals_the_row_in_a_batch() -> None:
+    model = classifier(_photo_network(), (3, 64, 64), input_layout="CHW")
+    together = _run(model, [0, 1, 2], (5, 6, 7), steps=8, views=2, noise=0.1)
+    for row in range(3):
+        alone = _run(model, [row], (5 + row,), steps=8, views=2, noise=0.1)
+        torch.testing.assert_close(alone.images[0], together.images[row], rtol=0, atol=1e-9)
+
+
+def test_photos_do_not_depend_on_where_the_channels_are() -> None:
+    network = _photo_network()
+    first = classifier(network, (3, 64, 64), input_layout="CHW")
+    last = classifier(_ChannelsLast(network), (64, 64, 3), input_layout="HWC")
+    one, other = (_run(model, [0, 2], steps=8, start_noise=0.0) for model in (first, last))
+    torch.testing.assert_close(other.images.movedim(-1, 1), one.images)
+
+
+def test_several_views_climb_the_mean_of_their_gradients() -> None:
+    linear = nn.Linear(6, 4).double()
+    model = classifier(linear, (6,), bounds=None)
+    plain = {"preset": "simonyan", "steps": 5, "start_noise": 0.0}
+    one, three = (_run(model, [1], views=views, **plain) for views in (1, 3))
+    torch.testing.assert_close(three.images, one.images)
+
+
 def test_seeds_decide_the_image() -> None:
     model = _image_model()
     first, again, other = (_run(model, [1], (seed,), steps=10).images for seed in (3, 3, 4))

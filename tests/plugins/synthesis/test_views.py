@@ -1,8 +1,10 @@
 """Random windows: inside their limits, drawn from a row's own seed."""
 
+import pytest
 import torch
 
-from interpret_plugins.synthesis.views import random_windows
+from interpret_plugins.synthesis.spatial import Axes
+from interpret_plugins.synthesis.views import random_light, random_windows
 
 SEEDS = tuple(range(400))
 
@@ -47,3 +49,29 @@ def test_a_seed_and_a_draw_decide_a_window() -> None:
 
 def test_a_row_without_space_has_no_windows() -> None:
     assert random_windows((1, 2), 0, ()).shape == (2, 0, 2)
+
+
+@pytest.mark.parametrize(
+    ("shape", "axes"),
+    [((3, 4, 5), Axes((2, 3), (1,))), ((4, 5, 3), Axes((1, 2), (3,))), ((6,), Axes((), ()))],
+)
+def test_light_is_one_contrast_for_a_row_and_one_brightness_for_a_channel(
+    shape: tuple[int, ...], axes: Axes
+) -> None:
+    z = torch.randn(len(SEEDS), *shape, dtype=torch.float64)
+    dark = random_light(torch.zeros_like(z), axes, SEEDS, 3, 0.4)
+    contrast = (random_light(z, axes, SEEDS, 3, 0.4) - dark) / z
+    first = contrast.flatten(1)[:, :1].reshape(-1, *(1 for _ in shape))
+    torch.testing.assert_close(contrast, first.expand_as(z))
+    assert contrast.log().std().item() == pytest.approx(0.4, rel=0.1)
+    if axes.spatial:
+        torch.testing.assert_close(dark, dark.mean(axes.spatial, keepdim=True).expand_as(dark))
+        assert dark[0].unique().numel() == 3
+    assert dark.std().item() == pytest.approx(0.2, rel=0.1)
+
+
+def test_a_seed_and_a_draw_decide_the_light() -> None:
+    z, axes = torch.randn(5, 3, 4, 4), Axes((2, 3), (1,))
+    together = random_light(z, axes, SEEDS[:5], 2, 0.3)
+    assert torch.equal(random_light(z[4:], axes, SEEDS[4:5], 2, 0.3), together[4:])
+    assert not torch.equal(random_light(z[4:], axes, SEEDS[4:5], 1, 0.3), together[4:])
