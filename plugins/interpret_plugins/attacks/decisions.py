@@ -149,19 +149,24 @@ def bisect(row: Row, point: Tensor, resolution: float) -> Asking:
     return best
 
 
-class ByDecisions(Attack):
-    """What attacks that ask for classes alone declare, and how they run."""
+class AnyClassifier(Attack):
+    """What attacks declare that run on every model that names classes."""
 
     requires: ClassVar[frozenset[Capability]] = frozenset({Capability.BOUNDS})
-    tensors: ClassVar[Mapping[str, AuxTensor]] = {
-        "start": AuxTensor("A starting point per row that reaches the goal already.")
-    }
 
     def check(self, model: Classifier, params: Any) -> None:
         """Refuse networks that name no class."""
         super().check(model, params)
         if model.lacking.get(Capability.SCORES) == NO_CLASSES:
             raise FailedPrecondition(NO_CLASSES)
+
+
+class ByDecisions(AnyClassifier):
+    """What attacks that ask for classes alone declare, and how they run."""
+
+    tensors: ClassVar[Mapping[str, AuxTensor]] = {
+        "start": AuxTensor("A starting point per row that reaches the goal already.")
+    }
 
     def run(self, model: Classifier, batch: Batch, params: Any, job: Job) -> AttackResult:
         """Search every row that has not reached its goal."""
