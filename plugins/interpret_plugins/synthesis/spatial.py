@@ -148,16 +148,27 @@ def pink(x: Tensor, axes: Axes, power: float) -> Tensor:
     if not axes.spatial or power == 0:
         return x
     sizes = axes.sizes(x.shape)
-    squares = x.new_zeros(())
+    spectrum = torch.fft.rfftn(x, dim=axes.spatial) * amplitudes(x, axes, sizes, power)
+    filtered: Tensor = torch.fft.irfftn(spectrum, s=sizes, dim=axes.spatial)
+    return filtered
+
+
+def amplitudes(like: Tensor, axes: Axes, sizes: Sequence[int], power: float) -> Tensor:
+    """`1 / f^power` at each coefficient of `torch.fft.rfftn` over spatial axes of these sizes.
+
+    f is in cycles per pixel, and at least one cycle per largest axis.
+
+    Args:
+        like: its number of axes, type and device are those of the result.
+    """
+    squares = like.new_zeros(())
     for axis, size in zip(axes.spatial, sizes, strict=True):
         half = axis == axes.spatial[-1]
         grid = torch.fft.rfftfreq if half else torch.fft.fftfreq
-        view = [-1 if other == axis else 1 for other in range(x.dim())]
-        squares = squares + grid(size, dtype=x.dtype, device=x.device).view(view).square()
-    scale = squares.sqrt().clamp_min(1 / max(sizes)) ** -power
-    spectrum = torch.fft.rfftn(x, dim=axes.spatial) * scale
-    filtered: Tensor = torch.fft.irfftn(spectrum, s=sizes, dim=axes.spatial)
-    return filtered
+        view = [-1 if other == axis else 1 for other in range(like.dim())]
+        squares = squares + grid(size, dtype=like.dtype, device=like.device).view(view).square()
+    scale: Tensor = squares.sqrt().clamp_min(1 / max(sizes)) ** -power
+    return scale
 
 
 def muted(x: Tensor, axes: Axes, share: float) -> Tensor:
