@@ -24,9 +24,10 @@ from ._networks import _SHARED, DEVICE
 
 Make = Callable[["Judge", Sequence[int]], Tensor]
 DEFAULT = "octaves"
+LUCENT = "torch-lucent"
 SLOW_PRESETS = ("yosinski_1", "yosinski_2", "yosinski_3", "yosinski_4")
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_LUCENT = ("torch-lucent==0.1.8", "kornia==0.4.1", "decorator")
+_PACKAGES = ("torch-lucent==0.1.8", "kornia==0.4.1", "decorator")
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ class Lucent:
 
     def __init__(self, folder: Path) -> None:
         command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target"]
-        subprocess.run([*command, str(folder), *_LUCENT], check=True, stderr=subprocess.DEVNULL)
+        subprocess.run([*command, str(folder), *_PACKAGES], check=True, stderr=subprocess.DEVNULL)
         _stand_in("torchvision.transforms", Normalize=_Normalize)
         _stand_in("torchvision")
         _stand_in("IPython.display")
@@ -183,7 +184,7 @@ def makers(quick: bool) -> dict[str, Make]:
         return made
     made["recipe of 2013"] = recipe_of_2013
     try:
-        made["torch-lucent"] = Lucent(Path(tempfile.mkdtemp(prefix="lucent-")))
+        made[LUCENT] = Lucent(Path(tempfile.mkdtemp(prefix="lucent-")))
     except (subprocess.CalledProcessError, ImportError) as error:
         print(f"without torch-lucent: {error}", file=sys.stderr)
     return made | {name: preset(name) for name in ("simonyan", *SLOW_PRESETS)}

@@ -10,7 +10,7 @@ A full run takes hours. `SYNTHESIS_CLASSES=20` takes that many of the classes, e
 `SYNTHESIS_BY=octaves,torch-lucent` makes images by these alone. Finished images are noted in
 `results/synthesis.partial.jsonl`: a run goes on from there and reports all that is noted of its
 classes; delete that file after a change of the code. `--quick` makes two images each way by the
-default preset and writes nothing.
+default preset and writes nothing. `SYNTHESIS_IMAGES=folder` keeps every image as a PNG file.
 """
 
 import json
@@ -22,15 +22,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from torch import Tensor
 
-from ._recognisability import SLOW_PRESETS, Judge, Make, judges, makers
+from ._recognisability import LUCENT, SLOW_PRESETS, Judge, Make, judges, makers
 
 CLASSES = range(5, 1000, 10)
 SLOW_SHARE = 5  # presets of 500 steps and more make every fifth image only
-ROWS = 5  # images made together
+ROWS = 5  # images made together, but for torch-lucent's render of one
 PARTIAL = Path(__file__).parent / "results" / "synthesis.partial.jsonl"
 Figures = dict[str, dict[str, dict[str, float]]]
 
@@ -53,11 +55,23 @@ def figures(records: Sequence[dict[str, Any]]) -> dict[str, float]:
     }
 
 
-def made(make: Make, source: Judge, judge: Judge, classes: Sequence[int]) -> list[dict[str, Any]]:
+def keep(images: Tensor, names: Sequence[str]) -> None:
+    """Write images `(N, 3, H, W)` in [0, 1] to the folder that the environment names, if any."""
+    if folder := os.environ.get("SYNTHESIS_IMAGES"):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        for image, name in zip(images, names, strict=True):
+            pixels = (image.clamp(0, 1) * 255).round().byte().movedim(0, -1).cpu().numpy()
+            Image.fromarray(pixels).save(Path(folder) / f"{name}.png")
+
+
+def made(
+    name: str, make: Make, source: Judge, judge: Judge, classes: Sequence[int]
+) -> list[dict[str, Any]]:
     """One record per class."""
     start = clock()
     images = make(source, classes)
     seconds = (clock() - start) / len(classes)
+    keep(images, [f"{source.name}.{name}.{label}" for label in classes])
     ranks = zip(judge.ranks(images, classes), source.ranks(images, classes), strict=True)
     return [
         {"class": label, "rank": rank, "own": own, "seconds": seconds}
@@ -112,8 +126,9 @@ def main(quick: bool = False) -> Figures:
         way = f"{source.name} -> {judge.name}"
         done = {record["class"] for record in notes.of(way, name, chosen(quick))}
         left = [label for label in classes if label not in done]
-        for start in range(0, len(left), ROWS):
-            records = made(make, source, judge, left[start : start + ROWS])
+        rows = 1 if name == LUCENT else ROWS
+        for start in range(0, len(left), rows):
+            records = made(name, make, source, judge, left[start : start + rows])
             notes.add([{"way": way, "maker": name, **record} for record in records])
         if records := notes.of(way, name, chosen(quick)):
             found.setdefault(way, {})[name] = figures(records)

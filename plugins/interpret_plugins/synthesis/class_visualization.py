@@ -46,7 +46,7 @@ class ClassVisualizationParams(Params):
         "octaves", "simonyan", "yosinski_1", "yosinski_2", "yosinski_3", "yosinski_4"
     ] = Field(
         "octaves",
-        description="octaves: coarse to fine, with jitter and blurred, normalised gradients; "
+        description="octaves: coarse to fine, by normalised gradients of random views; "
         "simonyan: plain ascent with an L2 penalty; yosinski_1 to yosinski_4: the four published "
         "sets of regularisation (3 is the main one).",
     )
@@ -168,7 +168,9 @@ class ClassVisualization(Plugin[ClassVisualizationParams, ClassVisualizationResu
     input (or from the inputs, where given), `S_c` being the target's value: a logit, never a
     probability. Simonyan et al. 2013, "Deep inside convolutional networks", section 2, equation 1;
     regularisations of Yosinski et al. 2015, section 3 and table 1; octaves and jitter of
-    Mordvintsev et al. 2015 ("Inceptionism").
+    Mordvintsev et al. 2015 ("Inceptionism"); gradients by the spectrum and the colours of photos
+    after Olah et al. 2017, "Feature visualization"; random light after Ghiasi et al. 2021,
+    "Plug-in inversion".
     """
 
     name = "class_visualization"
