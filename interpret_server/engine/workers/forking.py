@@ -28,7 +28,6 @@ from .lifeline import end_with_parent
 _WARM = (
     "onnx",
     "onnxruntime",
-    "captum.attr",
     "torch.export",
     "torch.fx",
     "interpret_server.models.loading",
