@@ -1,7 +1,6 @@
 """Does a plugin keep the contract? Run this on every plugin, as its authors' own tests do."""
 
 import random
-import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -25,13 +24,13 @@ from ..plugin import (
     ModelOutput,
     Params,
     Plugin,
-    Role,
     Rows,
     result_tensors,
     role_of,
 )
 from ..registry import Registry
 from .declarations import declaration_breaches
+from .outcomes import close, may_lack, tensor_problem, told
 from .seconds import fill_roles
 from .subjects import Bare, batch_of, copy_of, subjects, take, targets_to_try
 from .witness import Surroundings, Witness, passes
@@ -43,7 +42,6 @@ MakeTensors = Callable[[Classifier, int], Mapping[str, Tensor]]
 
 _ROWS = 3
 _ORDER = [2, 0, 1]
-_FINE, _COARSE = 1e-6, 1e-3  # shares of a field's largest value, in float64 and in float32
 
 
 class ConformanceError(AssertionError):
@@ -278,7 +276,7 @@ class _Examination:
         except Cancelled:
             pass
         except Exception as error:
-            self._breach(model, f"turns a cancellation into {_told(error)}", error)
+            self._breach(model, f"turns a cancellation into {told(error)}", error)
         else:
             self._breach(model, "goes on when job.track raises Cancelled; let it pass through")
 
@@ -296,7 +294,7 @@ class _Examination:
                 except _Failure:
                     continue
                 except Exception as error:
-                    self._breach(model, f"fails on a {kind} target: {_told(error)}", error)
+                    self._breach(model, f"fails on a {kind} target: {told(error)}", error)
             if len(refusals) == len(batches):
                 self._breach(model, f"refuses the {kind} targets that it declares: {refusals[0]}")
 
@@ -318,7 +316,7 @@ class _Examination:
         except Exception as error:
             self._breach(
                 model,
-                f"needs a capability that it does not declare in `requires`: {_told(error)}",
+                f"needs a capability that it does not declare in `requires`: {told(error)}",
                 error,
             )
 
@@ -340,7 +338,7 @@ class _Examination:
             with self._watching(model, batch):
                 result = self.plugin.run(model, batch, self.params, job)
         except Exception as error:
-            self._breach(model, f"fails{' ' * bool(how)}{how}: {_told(error)}", error)
+            self._breach(model, f"fails{' ' * bool(how)}{how}: {told(error)}", error)
             raise _Failure from error
         finally:
             for message in job.found if isinstance(job, Witness) else ():
@@ -357,13 +355,13 @@ class _Examination:
         hints = typing.get_type_hints(expected)
         tensors = result_tensors(result)
         problems = {
-            name: _tensor_problem(value, role_of(expected, name), rows, model.classes)
+            name: tensor_problem(value, role_of(expected, name), rows, model.classes)
             for name, value in tensors.items()
         }
         for field in dataclass_fields(expected):
             value = getattr(result, field.name)
             several = isinstance(value, Mapping) and all(map(torch.is_tensor, value.values()))
-            if not (several or isinstance(value, Tensor) or _may_lack(value, hints[field.name])):
+            if not (several or isinstance(value, Tensor) or may_lack(value, hints[field.name])):
                 problems[field.name] = f"is {type(value).__name__}, not a tensor"
         for name, problem in problems.items():
             if problem:
@@ -385,7 +383,7 @@ class _Examination:
                 self._breach(model, f"{message}: {name} is there only sometimes")
             elif found[name].shape != expected[name].shape:
                 self._breach(model, f"{message}: {name} differs in shape")
-            elif not _close(found[name], expected[name], (whole or expected)[name]):
+            elif not close(found[name], expected[name], (whole or expected)[name]):
                 self._breach(model, f"{message}: {name}")
 
     def _breach(self, model: Classifier, message: str, cause: BaseException | None = None) -> None:
@@ -393,39 +391,3 @@ class _Examination:
         if model.name not in names:
             names.append(model.name)
         self.cause = self.cause or cause
-
-
-def _tensor_problem(value: Tensor, role: Role, rows: int, classes: int) -> str | None:
-    shape = list(value.shape)
-    if role is not Role.GROUP and (not shape or shape[0] != rows):
-        return f"has shape {shape} for {rows} rows; the first axis is the batch"
-    if role is Role.METRIC and shape != [rows]:
-        return f"has shape {shape}; a metric is one number per row"
-    if role in (Role.LOGITS_BEFORE, Role.LOGITS_AFTER) and shape != [rows, classes]:
-        return f"has shape {shape}; logits are (N, {classes})"
-    if value.requires_grad:
-        return "still carries a gradient; return it detached"
-    if not value.isfinite().all():
-        return "holds values that are not finite"
-    return None
-
-
-def _close(found: Tensor, expected: Tensor, whole: Tensor) -> bool:
-    if not expected.is_floating_point():
-        return torch.equal(found, expected)
-    tolerance = _FINE if expected.dtype is torch.float64 else _COARSE
-    found, expected = found.double(), expected.double()
-    largest = float(whole.double().abs().max()) if whole.numel() else 0.0
-    return torch.allclose(found, expected, rtol=0, atol=tolerance * largest)
-
-
-def _may_lack(value: Any, hint: Any) -> bool:
-    return (
-        value is None
-        and typing.get_origin(hint) in (typing.Union, types.UnionType)
-        and type(None) in typing.get_args(hint)
-    )
-
-
-def _told(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
