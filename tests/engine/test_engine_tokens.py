@@ -17,6 +17,7 @@ from interpret_plugins.attribution.saliency import Saliency
 from interpret_plugins.attribution.score_cam import ScoreCAM
 from interpret_server.engine import job
 from interpret_server.engine.api import Preview, Result
+from interpret_server.errors import InvalidRequest
 from interpret_server.models.manifest import Manifest
 
 WORDS = 9
@@ -75,6 +76,32 @@ async def test_the_values_of_a_tokens_embedding_are_summed(plugin: Any, tmp_path
     whole = tensor(found.tensors["attributions"])
     assert whole.shape == (2, 5, 4)
     torch.testing.assert_close(tensor(found.tensors["token_attributions"]), whole.sum(2))
+
+
+async def test_the_channels_of_a_token_are_its_embeddings_values(tmp_path: Path) -> None:
+    net, sent, manifest = Text(), array(tokens(2, 5), torch.int64), {"shape": [None]}
+    whole, largest = [
+        await explained(Saliency(), net, tmp_path, manifest, sent, channels=channels)
+        for channels in ("keep", "max")
+    ]
+    expected = tensor(whole.tensors["attributions"]).amax(2)
+    torch.testing.assert_close(tensor(largest.tensors["attributions"]), expected)
+    torch.testing.assert_close(tensor(largest.tensors["token_attributions"]), expected)
+
+
+async def test_several_inputs_have_no_channels_in_common(tmp_path: Path) -> None:
+    inputs = [
+        {"name": "text", "shape": [5]},
+        {"name": "mask", "shape": [5], "kind": "integers"},
+        {"name": "facts", "shape": [2]},
+    ]
+    sent = {
+        "text": array(tokens(2, 5), torch.int64),
+        "mask": array(torch.ones(2, 5), torch.int64),
+        "facts": array(torch.rand(2, 2)),
+    }
+    with pytest.raises(InvalidRequest, match=r"params\.channels"):
+        await explained(Saliency(), Pair(), tmp_path, {"inputs": inputs}, sent, channels="max")
 
 
 @pytest.mark.parametrize("plugin", [Occlusion, FeatureAblation])

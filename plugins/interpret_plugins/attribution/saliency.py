@@ -20,16 +20,15 @@ from interpret_server.plugin import (
 )
 
 from .gradients import input_gradient
-
-_CHANNEL_AXIS = {"CHW": 1, "CL": 1, "HWC": -1}
+from .perturbation import channel_axis
 
 
 class SaliencyParams(Params):
     absolute: bool = Field(True, description="Give the gradient's magnitude, without its sign.")
     channels: Literal["keep", "max", "sum"] = Field(
         "keep",
-        description="Keep the channel axis, or reduce it to its largest value or its sum; `max` "
-        "of magnitudes is the published map.",
+        description="Keep the channel axis (of tokens, their embeddings' values), or reduce it to "
+        "its largest value or its sum; `max` of magnitudes is the published map.",
     )
 
 
@@ -57,7 +56,7 @@ class Saliency(Plugin[SaliencyParams, SaliencyResult]):
     requires = frozenset({Capability.GRADIENT})
 
     def check(self, model: Classifier, params: SaliencyParams) -> None:
-        if params.channels != "keep" and model.input_layout not in _CHANNEL_AXIS:
+        if params.channels != "keep" and _channel_axis(model) is None:
             raise InvalidRequest.field(
                 "params.channels",
                 f"the input of {model.name} has no channel axis that is known (layout "
@@ -70,7 +69,13 @@ class Saliency(Plugin[SaliencyParams, SaliencyResult]):
         gradient, logits = input_gradient(model, batch, job)
         if params.absolute:
             gradient = gradient.abs()
-        if params.channels != "keep":
-            axis = _CHANNEL_AXIS[model.input_layout]
+        axis = _channel_axis(model)
+        if params.channels != "keep" and axis is not None:
             gradient = gradient.amax(axis) if params.channels == "max" else gradient.sum(axis)
         return SaliencyResult(gradient, logits)
+
+
+def _channel_axis(model: Classifier) -> int | None:
+    """Of a batch of inputs; None where none is known."""
+    axis = None if model.packing is not None else channel_axis(model, model.input_shape)
+    return None if axis is None else axis + 1
