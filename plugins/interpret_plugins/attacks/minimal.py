@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -10,8 +10,16 @@ from torch import Tensor
 from interpret_server.plugin import AuxTensor, Batch, Classifier, Job
 
 from .attack import Attempt, GoalParams
+from .losses import Goal
 from .norms import NORMS, Norm
 from .region import Region
+
+
+class Measure(Protocol):
+    """What a success is to have little of."""
+
+    def size(self, delta: Tensor) -> Tensor:
+        """Per row, `(N,)`; zero where nothing has changed."""
 
 
 @dataclass
@@ -19,11 +27,13 @@ class MinimalAttempt(Attempt):
     """An attack under way that keeps the nearest success.
 
     Args:
-        norm: that distances are measured in.
+        norm: of the steps.
+        measure: that distances are measured by.
         distance: `(N,)` float64, of the nearest success from the input; infinite before the first.
     """
 
     norm: Norm
+    measure: Measure
     distance: Tensor
 
     @classmethod
@@ -31,11 +41,24 @@ class MinimalAttempt(Attempt):
         cls, model: Classifier, batch: Batch, params: GoalParams, job: Job
     ) -> "MinimalAttempt":
         """Predict the inputs; those that have reached the goal are their own nearest success."""
-        region = Region.everywhere(batch.inputs, params.norm, model.bounds)
-        plain = Attempt.start(model, batch, params.goal(batch.targets.labels), region, job)
+        return cls.seek(model, batch, params.goal(batch.targets.labels), NORMS[params.norm], job)
+
+    @classmethod
+    def seek(
+        cls,
+        model: Classifier,
+        batch: Batch,
+        goal: Goal,
+        norm: Norm,
+        job: Job,
+        measure: Measure | None = None,
+    ) -> "MinimalAttempt":
+        """The same for a goal and a norm; distances by `measure`, else in the norm."""
+        region = Region.everywhere(batch.inputs, norm, model.bounds)
+        plain = Attempt.start(model, batch, goal, region, job)
         reached = plain.margin > 0
         distance = torch.where(reached, 0.0, torch.inf).double()
-        return cls(**vars(plain), norm=NORMS[params.norm], distance=distance)
+        return cls(**vars(plain), norm=norm, measure=measure or norm, distance=distance)
 
     @property
     def open(self) -> Tensor:
@@ -48,7 +71,7 @@ class MinimalAttempt(Attempt):
 
     def offer(self, rows: Tensor, x: Tensor, logits: Tensor) -> None:
         """Keep, of `rows`, the nearest success; before there is one, the point closest to it."""
-        size = self.norm.size(x.double() - self.batch.inputs[rows].double())
+        size = self.measure.size(x.double() - self.batch.inputs[rows].double())
         nearer = self.clear(rows, logits) & (size < self.distance[rows])
         margin = self.goal.take(rows).margin(logits)
         hopeful = torch.isinf(self.distance[rows]) & (margin > self.margin[rows])

@@ -36,6 +36,10 @@ def evaluate(objective: Callable[[Tensor], Tensor], z: Tensor) -> Point:
     return Point(leaf.detach(), value.detach(), gradient)
 
 
+def _unchanged(z: Tensor) -> Tensor:
+    return z
+
+
 class Minimizer(ABC):
     """Moves every row of a batch to lower values, one step at a time."""
 
@@ -78,21 +82,30 @@ class Adam(Minimizer):
 
     beta1, beta2, epsilon = 0.9, 0.999, 1e-8
 
-    def __init__(self, project: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, project: Callable[[Tensor], Tensor] = _unchanged) -> None:
         self.project = project
         self._count = 0
         self._first: Tensor | None = None
         self._second: Tensor | None = None
 
     def step(self, at: Point, evaluate: Evaluate, rate: float) -> Point:
-        gradient, self._count = at.gradient, self._count + 1
+        return evaluate(self.project(at.z - self.move(at.gradient, rate)))
+
+    def move(self, gradient: Tensor, rate: float) -> Tensor:
+        """What the next step takes away, for the rows that are still there."""
+        self._count += 1
         first = torch.zeros_like(gradient) if self._first is None else self._first
         second = torch.zeros_like(gradient) if self._second is None else self._second
         self._first = self.beta1 * first + (1 - self.beta1) * gradient
         self._second = self.beta2 * second + (1 - self.beta2) * gradient.square()
         mean = self._first / (1 - self.beta1**self._count)
         root = (self._second / (1 - self.beta2**self._count)).sqrt()
-        return evaluate(self.project(at.z - rate * mean / (root + self.epsilon)))
+        return rate * mean / (root + self.epsilon)
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with some of the rows."""
+        if self._first is not None and self._second is not None:
+            self._first, self._second = self._first[rows], self._second[rows]
 
 
 class LBFGS(Minimizer):
