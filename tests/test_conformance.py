@@ -46,14 +46,21 @@ def test_installed_plugin_keeps_the_contract(point: EntryPoint) -> None:
     if point.name == "compare":
         few = {"methods": ["saliency", "input_x_gradient"], "metrics": ["deletion"]}
     suited = [attentive()] if point.name == "attention_rollout" else None
-    masked = half_masks if "mask" in plugin.tensors else None
-    conformance(plugin, params=few, models=suited, tensors=masked)
+    made = {"mask": half_masks, "style": ramps}
+    tensors = next((made[name] for name in plugin.tensors if name in made), None)
+    conformance(plugin, params=few, models=suited, tensors=tensors)
 
 
 def half_masks(model: Classifier, rows: int) -> dict[str, Tensor]:
     mask = torch.zeros_like(model.neutral(rows))
     mask.flatten(1)[:, ::2] = 1
     return {"mask": mask}
+
+
+def ramps(model: Classifier, rows: int) -> dict[str, Tensor]:
+    row = torch.linspace(0, 1, model.neutral(1).numel()).to(model.neutral(1))
+    styles = row.view(1, 1, *model.input_shape).expand(rows, 2, *model.input_shape)
+    return {"style": styles.clone()}
 
 
 def attentive() -> Classifier:

@@ -41,6 +41,23 @@ def middle_layer(model: Classifier) -> Layer:
     return groups[max(0, len(groups) - 2)][-1]
 
 
+def style_layers(model: Classifier) -> list[Layer]:
+    """The first wide activation of each resolution, as relu1_1 to relu5_1 of a VGG network."""
+    return [_wide(group)[0] for group in resolutions(model)]
+
+
+def content_layer(model: Classifier) -> Layer:
+    """The second wide activation of the last resolution but one, as relu4_2 of a VGG network."""
+    groups = resolutions(model)
+    return _wide(groups[max(0, len(groups) - 2)])[:2][-1]
+
+
+def _wide(layers: Sequence[Layer]) -> list[Layer]:
+    """Those with at least as many channels as the median: no bottlenecks."""
+    channels = sorted(layer.shape[0] for layer in layers)
+    return [layer for layer in layers if layer.shape[0] >= channels[len(channels) // 2]]
+
+
 def check_layers(
     model: Classifier, layers: Sequence[str] | None, weights: Sequence[float] | None, field: str
 ) -> None:
