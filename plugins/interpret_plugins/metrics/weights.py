@@ -10,16 +10,28 @@ from torch import Tensor, fx, nn
 from interpret_server.noise import generator
 from interpret_server.plugin import Classifier
 
+# What brings inputs to the form that a network was trained on; its constants were not learnt.
+_PREPARING = frozenset(
+    {
+        "add", "sub", "rsub", "mul", "div", "true_divide", "to", "to_dtype", "cast", "getitem",
+        "select", "slice", "index", "index_select", "gather", "flip", "cat", "concat", "stack",
+        "clone", "contiguous", "permute", "transpose", "unsqueeze", "squeeze", "view", "reshape",
+    }
+)  # fmt: skip
+
 
 def weighted_layers(model: Classifier) -> dict[str, tuple[str, ...]]:
     """The layers that have weights, in order of execution, each with the names of its weights.
 
     Names of weights are those in `model.module`'s state; what several layers share belongs to the
-    first. Empty where the network's weights are out of reach.
+    first. The constants by which inputs are normalised are no weights. Empty where the network's
+    weights are out of reach.
     """
     tensors, firsts = _tensors(model.module), _firsts(model.module)
     body = model.module.body
-    groups = _by_node(body, tensors) if isinstance(body, fx.GraphModule) else _by_module(tensors)
+    groups = (
+        _by_node(model, body, tensors) if isinstance(body, fx.GraphModule) else _by_module(tensors)
+    )
     shown = _shown(model)
     found: dict[str, tuple[str, ...]] = {}
     for place, names in groups.items():
@@ -103,8 +115,11 @@ def _firsts(module: nn.Module) -> dict[str, str]:
     }
 
 
-def _by_node(body: fx.GraphModule, tensors: Mapping[str, Tensor]) -> dict[str, list[str]]:
+def _by_node(
+    model: Classifier, body: fx.GraphModule, tensors: Mapping[str, Tensor]
+) -> dict[str, list[str]]:
     """Names of tensors by the node that uses them first, in order."""
+    prepared = _prepared(model, body)
     parameters = [name for name, item in tensors.items() if isinstance(item, nn.Parameter)]
     found: dict[str, list[str]] = {node.name: [] for node in body.graph.nodes}
     for node in body.graph.nodes:
@@ -114,8 +129,22 @@ def _by_node(body: fx.GraphModule, tensors: Mapping[str, Tensor]) -> dict[str, l
         # Masks are constants too, and hold infinities.
         elif node.op == "get_attr" and name in tensors and tensors[name].isfinite().all():
             user = next(iter(node.users), node)
-            found[user.name].append(name)
+            if user not in prepared:
+                found[user.name].append(name)
     return {place: names for place, names in found.items() if names}
+
+
+def _prepared(model: Classifier, body: fx.GraphModule) -> set[fx.Node]:
+    """The inputs, and what is made of them and of constants alone, value by value."""
+    kinds = {layer.node: layer.kind for layer in model.layers.values()}
+    found: set[fx.Node] = set()
+    for node in body.graph.nodes:
+        operation = kinds.get(node.name) or str(getattr(node.target, "__name__", node.target))
+        sources = [source for source in node.all_input_nodes if source.op != "get_attr"]
+        prepares = operation.partition(".")[0] in _PREPARING and sources
+        if node.op == "placeholder" or (prepares and found.issuperset(sources)):
+            found.add(node)
+    return found
 
 
 def _by_module(tensors: Mapping[str, Tensor]) -> dict[str, list[str]]:

@@ -180,3 +180,24 @@ def test_similarities_of_quantus_agree() -> None:
     found = spearman(first, second)
     expected = [correlation_spearman(first[i].numpy(), second[i].numpy()) for i in range(3)]
     numpy.testing.assert_allclose(found, expected, atol=1e-12)
+
+
+class Normalised(nn.Module):
+    """Normalises its input itself, and scales and shifts a layer's values by weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.rand(2, 1, 1))
+        self.register_buffer("std", torch.rand(2, 1, 1) + 0.5)
+        self.conv, self.last = nn.Conv2d(2, 4, 3), nn.Linear(4, 4)
+        self.scale = nn.Parameter(torch.rand(4, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = (x.flip(1) - self.mean) / self.std
+        return self.last((self.conv(x) * self.scale).mean((2, 3)))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_normalises_the_input_are_no_weights(form: str, tmp_path: Path) -> None:
+    model = loaded(Normalised().eval(), form, tmp_path)
+    assert len(weighted_layers(model)) == 3  # the convolution, the scale, the last one
