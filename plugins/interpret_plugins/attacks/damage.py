@@ -81,9 +81,13 @@ def _blurred(x: Image, sigma: float) -> Image:
 
 
 def _filtered(x: Image, kernel: Image) -> Image:
-    from scipy.ndimage import convolve
+    """The image convolved with a square kernel of odd length, mirrored at its edges."""
+    from scipy.signal import fftconvolve
 
-    found: Image = convolve(x, (kernel / kernel.sum())[..., None], mode="reflect")
+    edge = len(kernel) // 2
+    padded = numpy.pad(x, ((edge, edge), (edge, edge), (0, 0)), mode="symmetric")
+    kernel = (kernel / kernel.sum())[..., None]
+    found: Image = fftconvolve(padded, kernel, mode="valid", axes=(0, 1))
     return found
 
 
