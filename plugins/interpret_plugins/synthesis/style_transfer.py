@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -60,9 +61,9 @@ class StyleTransferParams(Params):
         None, description="Share of each style, divided by their sum; null: the same for each."
     )
     content_weight: Weight = Field(1.0, description="Weight of the content error.")
-    style_weight: Weight = Field(30.0, description="Weight of the style error.")
+    style_weight: Weight = Field(100.0, description="Weight of the style error.")
     tv_weight: Weight = Field(
-        1.0, description="Weight of the mean squared difference of neighbours in centred inputs."
+        30.0, description="Weight of the mean squared difference of neighbours in centred inputs."
     )
     balance: Literal["relative", "mean"] = Field(
         "relative",
@@ -163,13 +164,14 @@ class StyleTransfer(Plugin[StyleTransferParams, StyleTransferResult]):
             LBFGS(0.1 * typical) if params.optimizer == "lbfgs" else Adam(project)
         )
         rate = _RATES[params.optimizer] if params.rate is None else params.rate
-        point = evaluate(objective, change)
+        judge = partial(evaluate, objective)
+        point = judge(change)
         best, previews = point, max(1, params.steps // 20)
         for step in job.track(params.steps):
-            point = minimizer.step(point, lambda moved: evaluate(objective, moved), rate)
+            point = minimizer.step(point, judge, rate)
             best = better(point, best)
             if step % previews == 0:
-                job.preview(images=shown(best.z))
+                job.preview(images=partial(shown, best.z))
         images = shown(best.z)
         with torch.no_grad():
             content, style = errors(images, relative=True)
@@ -192,6 +194,7 @@ class _Errors:
 
     def __init__(self, model: Classifier, batch: Batch, params: StyleTransferParams) -> None:
         self.model, self.batch = model, batch
+        self.contents: tuple[Tensor, ...] = ()
         self.content_layers: tuple[str, ...] = ()
         self.style_layers: tuple[str, ...] = ()
         with torch.no_grad():
@@ -218,7 +221,7 @@ class _Errors:
             return content, style
         values = self.model.activations(self.model.carry(x, self.batch.inputs), self.layers)
         found = dict(zip(self.layers, values, strict=True))
-        for name, aim in zip(self.content_layers, getattr(self, "contents", ()), strict=True):
+        for name, aim in zip(self.content_layers, self.contents, strict=True):
             content = content + _error(found[name], aim, relative) / len(self.content_layers)
         for number, name in enumerate(self.style_layers):
             own = gram(found[name])
