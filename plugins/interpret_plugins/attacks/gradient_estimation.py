@@ -38,7 +38,7 @@ class GradientEstimationParams(BudgetParams):
         description="Length of a step in the norm, in the units of the bounds; null: a tenth of "
         "epsilon, or in a box of half its width, value by value.",
     )
-    momentum: float = Field(0.0, ge=0, lt=1, description="Weight of the gradients before.")
+    momentum: float = Field(0.7, ge=0, lt=1, description="Weight of the gradients before.")
 
 
 class GradientEstimation(ByScores, Attack, Plugin[GradientEstimationParams, AttackResult]):

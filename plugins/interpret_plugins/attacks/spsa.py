@@ -20,7 +20,7 @@ _TINY = 1e-8
 class SPSAParams(BudgetParams):
     norm: Literal["linf"] = Field("linf", description="Norm that epsilon is measured in.")
     samples: int = Field(
-        128, ge=2, le=100_000, multiple_of=2, description="Probes of a step, in opposite pairs."
+        32, ge=2, le=100_000, multiple_of=2, description="Probes of a step, in opposite pairs."
     )
     delta: float = Field(
         0.01,

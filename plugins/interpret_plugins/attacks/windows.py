@@ -31,9 +31,11 @@ class Grid:
 
     @classmethod
     def of(cls, model: Classifier, shape: tuple[int, ...]) -> "Grid":
-        """The grid of rows of a shape."""
+        """The grid of rows of a shape; of a single position, the channels are the positions."""
         axis = channel_axis(model, shape)
         sizes = [size for place, size in enumerate(shape) if place != axis and size > 1]
+        if not sizes and axis is not None:
+            axis, sizes = None, [shape[axis]]
         return cls(shape, axis, tuple(sizes) or (1,))
 
     @property

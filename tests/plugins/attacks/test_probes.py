@@ -43,7 +43,8 @@ class Counting(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         self.rows, self.most = self.rows + len(x), max(self.most, len(x))
-        return self.module(x)
+        logits: Tensor = self.module(x)
+        return logits
 
 
 def network(dtype: torch.dtype = torch.float32) -> Classifier:
@@ -141,16 +142,15 @@ def test_a_rows_result_depends_neither_on_its_mates_nor_on_their_order(
     model = network(torch.float64)
     x = torch.rand(5, 3, 8, 8, dtype=torch.float64)
     labels = predicted(model, x)
-    together = attack(plugin, model, x, labels, **settings(params))
+    few = settings(params) | {"queries": 60}
+    together = attack(plugin, model, x, labels, **few)
     order = torch.tensor([4, 2, 0, 3, 1])
-    shuffled = attack(
-        plugin, model, x[order], labels[order], seeds=tuple(order.tolist()), **settings(params)
-    )
+    shuffled = attack(plugin, model, x[order], labels[order], seeds=tuple(order.tolist()), **few)
     torch.testing.assert_close(shuffled.adversarial, together.adversarial[order])
     assert torch.equal(shuffled.queries, together.queries[order])
     for row in range(5):
         one = slice(row, row + 1)
-        alone = attack(plugin, model, x[one], labels[one], seeds=(row,), **settings(params))
+        alone = attack(plugin, model, x[one], labels[one], seeds=(row,), **few)
         torch.testing.assert_close(alone.adversarial[0], together.adversarial[row])
 
 

@@ -2,18 +2,21 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy
 import pytest
 import torch
 from torch import Tensor
 
+from interpret_plugins.attacks.attack import AttackResult
 from interpret_plugins.attacks.fgsm import FGSM, FGSMParams
 from interpret_plugins.attacks.pgd import PGD, PGDParams
+from interpret_plugins.attacks.square import Square, SquareParams
 from interpret_server.models.loading import load_classifier
 from interpret_server.models.manifest import Manifest
 from interpret_server.models.targets import Targets
-from interpret_server.plugin import Batch, Classifier, Job
+from interpret_server.plugin import Batch, Classifier, Job, Plugin
 
 pytestmark = pytest.mark.shared_data
 
@@ -59,6 +62,14 @@ def test_pgd_finds_the_published_share_on_an_adversarially_trained_classifier(
     assert 0.053 <= share <= 0.083  # 6.8% on all 10,000 images
 
 
+def test_square_breaks_a_classifier_of_standard_training_in_few_queries(shared_data: Path) -> None:
+    x, labels = digits(shared_data, 50)
+    params = SquareParams(epsilon=0.3, queries=300)
+    result = Square().run(lenet(shared_data, "cln"), batch(x, labels), params, Job())
+    assert result.success.all()
+    assert float(result.queries.mean()) <= 30  # the authors' own code: 20 to 25
+
+
 def test_fgsm_is_weaker_than_pgd_on_the_same_rows(shared_data: Path) -> None:
     x, labels = digits(shared_data, 200)
     model = lenet(shared_data, "adv")
@@ -68,9 +79,17 @@ def test_fgsm_is_weaker_than_pgd_on_the_same_rows(shared_data: Path) -> None:
     assert int(single.sum()) < int(many.sum())
 
 
+@pytest.mark.parametrize(
+    ("plugin", "params"),
+    [(PGD, {"steps": 50, "restarts": 4, "loss": "margin"}), (Square, {"queries": 1500})],
+)
 @pytest.mark.parametrize(("truth", "count"), [("unsat", 12), ("sat", 7)])
 def test_proofs_are_never_contradicted_and_known_violations_are_found(
-    shared_data: Path, truth: str, count: int
+    shared_data: Path,
+    truth: str,
+    count: int,
+    plugin: type[Plugin[Any, AttackResult]],
+    params: dict[str, Any],
 ) -> None:
     folder = shared_data / "vnncomp/mnist_fc_2021"
     boxes = numpy.load(folder / "boxes.npz")
@@ -91,7 +110,7 @@ def test_proofs_are_never_contradicted_and_known_violations_are_found(
     model = load(folder / "models/mnist-net_256x2.onnx", shape=(784, 1), bounds=(0, 1))
     labels = torch.tensor([item["label"] for item in instances])
     data = batch(((lower + upper) / 2).clamp(0, 1), labels, lower=lower, upper=upper)
-    result = PGD().run(model, data, PGDParams(steps=50, restarts=4, loss="margin"), Job())
+    result = plugin().run(model, data, plugin.params_type.model_validate(params), Job())
     assert (result.adversarial.double() >= exact[0]).all()
     assert (result.adversarial.double() <= exact[1]).all()
     assert result.initially_correct.all()

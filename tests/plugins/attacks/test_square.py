@@ -29,7 +29,8 @@ class Counting(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         self.rows += len(x)
-        return self.module(x)
+        logits: Tensor = self.module(x)
+        return logits
 
 
 def network(layout: str = "CHW", dtype: torch.dtype = torch.float32) -> Classifier:
@@ -107,28 +108,29 @@ def test_a_rows_result_depends_neither_on_its_mates_nor_on_their_order(
     norm: str, targeted: bool
 ) -> None:
     model = network(dtype=torch.float64)
-    x = torch.rand(6, 3, 10, 10, dtype=torch.float64)
+    x = torch.rand(4, 3, 10, 10, dtype=torch.float64)
     labels = model(x).topk(2).indices[:, int(targeted)]
     params = {"norm": norm, "epsilon": EPSILONS[norm], "targeted": targeted, "restarts": 2}
+    params["queries"] = 80
     together = attack(model, x, labels, **params)
-    order = torch.tensor([5, 2, 0, 3, 1, 4])
+    order = torch.tensor([2, 0, 3, 1])
     shuffled = attack(model, x[order], labels[order], tuple(order.tolist()), **params)
     torch.testing.assert_close(shuffled.adversarial, together.adversarial[order])
     assert torch.equal(shuffled.queries, together.queries[order])
     assert 0 < int(together.success.sum())
-    for row in range(6):
+    for row in range(4):
         alone = attack(model, x[row : row + 1], labels[row : row + 1], (row,), **params)
         torch.testing.assert_close(alone.adversarial[0], together.adversarial[row])
 
 
-@pytest.mark.parametrize(("norm", "least"), [("linf", 0.999), ("l2", 0.9), ("l1", 0.6)])
+@pytest.mark.parametrize(("norm", "least"), [("linf", 0.999), ("l2", 0.8), ("l1", 0.6)])
 def test_the_change_of_a_linear_score_comes_close_to_the_worst_and_never_beyond(
     norm: str, least: float
 ) -> None:
     model, weight = linear(50.0)
     x = torch.randn(3, SIZE, dtype=torch.float64)
     labels = torch.ones(3, dtype=torch.int64)
-    result = attack(model, x, labels, norm=norm, epsilon=0.7, queries=1500)
+    result = attack(model, x, labels, norm=norm, epsilon=0.7, queries=800)
     worst = 0.7 * torch.linalg.vector_norm(weight, ord=DUAL[norm])
     change = (result.logits - result.adversarial_logits)[:, 1]
     assert (change <= worst * (1 + 1e-12)).all()
@@ -138,10 +140,10 @@ def test_the_change_of_a_linear_score_comes_close_to_the_worst_and_never_beyond(
 @pytest.mark.parametrize("targeted", [False, True])
 def test_success_comes_exactly_beyond_the_distance_to_the_boundary(targeted: bool) -> None:
     model, weight = linear(0.3)
-    x = torch.randn(5, SIZE, dtype=torch.float64)
+    x = torch.randn(3, SIZE, dtype=torch.float64)
     side = predicted(model, x)
     distance = model(x)[:, 1].abs() / weight.abs().sum()
-    for row in range(5):
+    for row in range(3):
         for factor, expected in ((0.999, False), (1.001, True)):
             result = attack(
                 model,
@@ -150,7 +152,7 @@ def test_success_comes_exactly_beyond_the_distance_to_the_boundary(targeted: boo
                 epsilon=float(distance[row]) * factor,
                 targeted=targeted,
                 confirm_small_epsilon=True,
-                queries=1000,
+                queries=500,
             )
             assert bool(result.success) is expected
 
@@ -210,6 +212,14 @@ def test_a_row_comes_back_from_its_grid(layout: str) -> None:
     flat = grid.flat(x)
     assert flat.shape == (2, grid.channels, grid.positions)
     assert torch.equal(grid.rows(flat), x)
+
+
+def test_channels_of_a_single_position_are_positions() -> None:
+    module = nn.Sequential(nn.Flatten(), nn.Linear(20, 2))
+    grid = Grid.of(classifier(module, (20, 1), input_layout="CL"), (20, 1))
+    assert (grid.channels, grid.sizes) == (1, (20,))
+    x = torch.rand(3, 20, 1)
+    assert torch.equal(grid.rows(grid.flat(x)), x)
 
 
 def test_tiles_cover_the_middle_of_the_grid_once() -> None:
