@@ -35,7 +35,7 @@ class Grid:
         axis = channel_axis(model, shape)
         sizes = [size for place, size in enumerate(shape) if place != axis and size > 1]
         if not sizes and axis is not None:
-            axis, sizes = None, [shape[axis]]
+            return cls(shape, None, (shape[axis],))
         return cls(shape, axis, tuple(sizes) or (1,))
 
     @property
