@@ -15,7 +15,7 @@ from .constants import Constants
 from .minimal import MinimalAttempt, Unlimited
 from .norms import NORMS, per_row
 
-_ROUNDS = {"l2": 9, "linf": 80, "l0": 80}
+_ROUNDS = {"l2": 9, "linf": 80, "l0": 300}
 _INSIDE = 0.999  # of the bounds, where searches start: beyond, tanh hardly has a slope
 _PARTS = 10  # of a round, between which progress is judged
 _PROGRESS = 0.9999  # that the objective must fall below, as a share of its last value
@@ -34,7 +34,7 @@ class CarliniWagnerParams(AimParams):
         ge=1,
         le=1000,
         description="Rounds of Adam at most: in l2 values of the constant, in linf smaller and "
-        "smaller tolerances, in l0 smaller and smaller sets of values; null: 9 in l2, else 80.",
+        "smaller tolerances, in l0 smaller and smaller sets of values; null: 9, 80 and 300.",
     )
     learning_rate: float = Field(
         0.01,
