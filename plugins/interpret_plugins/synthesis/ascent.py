@@ -119,7 +119,7 @@ def _octaves(sizes: tuple[int, ...], channels: int) -> Settings:
             start_noise=0.02,
         )
     common = Settings(
-        steps=250,
+        steps=200,
         policy=Policy.NORMALIZED,
         rate=2.4 / _BYTE,
         decay=0.002,
@@ -134,6 +134,7 @@ def _octaves(sizes: tuple[int, ...], channels: int) -> Settings:
         return replace(common, gradient_blur=(2.0, 0.6))
     return replace(
         common,
+        views=2,
         zoom=(0.4, 1.0),
         mirror=True,
         contrast=0.3,

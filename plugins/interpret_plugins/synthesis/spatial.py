@@ -1,7 +1,7 @@
 """Operators over the spatial axes of an input of any layout and any number of dimensions.
 
 Batches are `(N, *shape)`. The axes of a row are its channel axes and its spatial axes; a flat
-vector has no spatial axes, so there blur, shift and resize change nothing and its total variation
+vector has no spatial axes, so there blur and resize change nothing and its total variation
 is 0.
 """
 
@@ -85,20 +85,6 @@ def resample(x: Tensor, axes: Axes, windows: Tensor, sizes: Sequence[int]) -> Te
         rows = x.movedim(axis, -1)
         seen = rows.flatten(1, -2) @ matrices.mT
         x = seen.reshape(*rows.shape[:-1], size).movedim(-1, axis)
-    return x
-
-
-def shift(x: Tensor, axes: Axes, offsets: Tensor) -> Tensor:
-    """Roll row i by `offsets[i]` pixels, one per spatial axis; differentiable.
-
-    Args:
-        offsets: `(N, number of spatial axes)` integers.
-    """
-    for axis, offset in zip(axes.spatial, offsets.unbind(1), strict=True):
-        size = x.shape[axis]
-        source = (torch.arange(size, device=x.device) - offset[:, None]) % size
-        view = [len(x), *(size if other == axis else 1 for other in range(1, x.dim()))]
-        x = x.gather(axis, source.view(view).expand(x.shape))
     return x
 
 

@@ -96,3 +96,13 @@ def test_published_presets_have_the_published_values_on_their_scale() -> None:
         Policy.CONSTANT,
         Policy.PROGRESS,
     ]
+
+
+def test_the_default_preset_knows_photos_from_grey_images_signals_and_small_images() -> None:
+    photo, grey = preset("octaves", (224, 200), 3), preset("octaves", (224, 200), 1)
+    assert photo.chroma < grey.chroma == 1
+    assert photo.spectrum == grey.spectrum != (0, 0)
+    for plain in (preset("octaves", (500,), 3), preset("octaves", (32, 32), 3)):
+        assert (plain.zoom, plain.mirror, plain.chroma) == ((1, 1), False, 1)
+        assert plain.gradient_blur != (0, 0)
+    assert photo.steps <= 300

@@ -1,4 +1,4 @@
-"""Blur, shift, resize and total variation over any layout, against slow re-implementations."""
+"""Blur, windows, spectra and total variation over any layout, by slow re-implementations."""
 
 import itertools
 
@@ -16,7 +16,6 @@ from interpret_plugins.synthesis.spatial import (
     pink,
     resample,
     resize,
-    shift,
     total_variation,
     total_variation_gradient,
 )
@@ -111,17 +110,6 @@ def test_blur_equals_scipy(shape: tuple[int, ...], axes: Axes, sigma: float) -> 
     for axis in axes.spatial:
         expected = gaussian_filter1d(expected, sigma, axis=axis)
     np.testing.assert_allclose(blur(x, axes, sigma).numpy(), expected, atol=1e-12)
-
-
-@layouts
-def test_shift_rolls_every_row_by_its_own_offsets(shape: tuple[int, ...], axes: Axes) -> None:
-    x = _batch(shape)
-    offsets = torch.tensor([[1, -2, 3], [0, 4, -1]])[:, : len(axes.spatial)]
-    shifted = shift(x, axes, offsets)
-    for row in range(2):
-        dims = [axis - 1 for axis in axes.spatial]
-        expected = torch.roll(x[row], offsets[row].tolist(), dims) if dims else x[row]
-        assert torch.equal(shifted[row], expected)
 
 
 def test_resize_equals_bilinear_interpolation() -> None:
