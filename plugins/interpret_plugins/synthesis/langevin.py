@@ -215,12 +215,12 @@ class LangevinResult:
     )
     effective_sample_size: Tensor | None = metric(
         "Independent draws that the states that count are worth: the smallest bulk effective "
-        "sample size of the quantities traced; only where at least 4 states of a chain count.",
+        "sample size of the quantities traced; only where at least 4 states of a chain are traced.",
         better="high",
     )
     r_hat: Tensor | None = metric(
         "Rank-normalised split R-hat, the largest of the quantities traced: near 1 (below 1.01) "
-        "where the chains agree; only where at least 4 states of a chain count.",
+        "where the chains agree; only where at least 4 states of a chain are traced.",
         better="low",
     )
     logits: Tensor | None = logits_after()
@@ -245,8 +245,8 @@ class Langevin(Plugin[LangevinParams, LangevinResult]):
 
     Every row has `chains` of its own. R-hat and effective sample size (Vehtari et al. 2021) are
     taken of the energy's two terms and of z: of all its values where there are at most 16, else
-    of 16 random projections; of at most 4096 states of each chain, evenly spaced. Each round's
-    chains count as chains of their own.
+    of 16 random projections; of at most 4096 states of each chain in all rounds, evenly spaced.
+    Each round's chains count as chains of their own.
 
     States may leave the model's bounds unless clamped. A chain's noise at step t depends on its
     row's seed, its number and t alone.
@@ -334,7 +334,7 @@ class Langevin(Plugin[LangevinParams, LangevinResult]):
         accepted = chains.accepted.view(-1, count).mean(1) / taken
         size, r_hat = trace.diagnostics(count)
         finite = chains.z.view(len(batch), -1).isfinite().all(1)
-        job.warn(~finite, "a chain left every bound; take smaller steps")
+        job.warn(~finite, "a chain diverged; take smaller steps")
         if params.metropolis:
             job.warn(accepted == 0, "no step was accepted; take smaller steps")
         return LangevinResult(

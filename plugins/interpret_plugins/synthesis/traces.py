@@ -8,7 +8,7 @@ from torch import Tensor
 from interpret_server.noise import normal_rows
 
 from .chains import Chains
-from .diagnostics import FEWEST, effective_sample_size, r_hat
+from .diagnostics import FEWEST, LARGEST, effective_sample_size, r_hat
 
 _QUANTITIES = 16  # values of z, or random projections of it
 _LONGEST = 4096  # draws of a chain that are kept
@@ -95,7 +95,7 @@ class Trace:
     def diagnostics(self, chains: int) -> tuple[Tensor | None, Tensor | None]:
         """Smallest effective sample size and largest R-hat of each row, `(N,)`.
 
-        None where fewer than 4 states of a chain were counted.
+        None where fewer than 4 states of a chain were kept.
         """
         if len(self._values) // self._rounds < FEWEST:
             return None, None
@@ -107,4 +107,4 @@ class Trace:
         # what is constant by nature (no target, say) tells nothing, unless all is
         size = torch.where(moving, effective_sample_size(traces), torch.inf).amin(1)
         worst = torch.where(moving, r_hat(traces), 0.0).amax(1)
-        return torch.where(still, 1.0, size), torch.where(still, 1000.0, worst)
+        return torch.where(still, 1.0, size), torch.where(still, LARGEST, worst)
