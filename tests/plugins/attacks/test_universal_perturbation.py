@@ -67,7 +67,7 @@ def test_rows_of_one_side_of_a_linear_model_are_fooled_up_to_the_farthest(
     for factor, expected in ((1.02, 10), (0.99, 9)):
         result = attack(
             model, x, labels.long(), norm=norm, targeted=targeted,
-            epsilon=float(distance.max()) * factor, steps=300,
+            epsilon=float(distance.max()) * factor, steps=150,
         )  # fmt: skip
         assert int(result.success.sum()) == expected
         assert result.fooling_rate.tolist() == [pytest.approx(expected / 10)]
