@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 PROTOS := $(wildcard protos/interpret_api/*/*.proto)
 MESSAGES := interpret_server/engine/workers/protocol.proto
 
-.PHONY: demo test serve bench onnx-coverage protos lint types clean
+.PHONY: demo test serve bench onnx-coverage docs-pictures protos lint types clean
 
 demo: $(VENV)/.demo
 	$(BIN)/interpret-server demo
@@ -26,6 +26,10 @@ bench: $(VENV)/.test
 
 onnx-coverage: $(VENV)/.test
 	$(BIN)/python tests/models/onnx_coverage.py docs/onnx-coverage.md
+
+# NETWORK: SqueezeNet 1.1 for ImageNet as TorchScript, RGB in [0, 1].
+docs-pictures: $(VENV)/.test
+	$(BIN)/python examples/docs_pictures.py $(NETWORK) docs/pictures
 
 protos: $(VENV)/.test
 	$(BIN)/python -m interpret_api.generate
