@@ -126,6 +126,9 @@ def attributions(studio: Studio, cup: NDArray[np.float32]) -> None:
         over = name in ON_THE_PHOTO or ("map" in result.tensors and name != "guided_grad_cam")
         style = {"style": "overlay" if over else "auto"}
         cells[name] = result.picture(style, inputs=cup, bounds=(0, 1))
+        if name == "rise":  # its level is that of the score
+            values = result.tensors["attributions"][0]
+            cells[name] = pictures.overlay(values - values.min(), cup[0], bounds=(0, 1))
         studio.keep(f"{name}.jpg", cells[name], SIDE)
         print(name, *(f"{key} {value[0]:.3g}" for key, value in result.metrics.items()))
     studio.keep("attribution.jpg", pictures.sheet(cells, columns=6, side=SIDE))
