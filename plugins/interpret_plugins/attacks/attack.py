@@ -233,7 +233,9 @@ class Attack:
     """What every attack declares."""
 
     kind: ClassVar[Kind] = Kind.ATTACK
-    requires: ClassVar[frozenset[Capability]] = frozenset({Capability.GRADIENT, Capability.BOUNDS})
+    requires: ClassVar[frozenset[Capability]] = frozenset(
+        {Capability.GRADIENT, Capability.BOUNDS, Capability.SCORES}
+    )
     target_kinds: ClassVar[frozenset[TargetKind]] = frozenset({TargetKind.CLASS})
     tensors: ClassVar[Mapping[str, AuxTensor]] = {
         "lower": AuxTensor("Smallest values allowed, per row; with `upper`, instead of epsilon."),
