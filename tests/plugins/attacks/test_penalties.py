@@ -130,10 +130,10 @@ def test_as_few_values_change_as_a_linear_model_needs(
 
 
 @pytest.mark.parametrize(("plugin", "params"), FEW)
-@pytest.mark.parametrize("bounds", [(0.0, 1.0), (-20.0, 235.0)])
 def test_success_is_what_the_returned_tensor_is_predicted_as(
-    plugin: Attacker, params: dict[str, Any], bounds: tuple[float, float]
+    plugin: Attacker, params: dict[str, Any]
 ) -> None:
+    bounds = (-20.0, 235.0)
     model = network(bounds)
     x = torch.rand(8, 1, 8, 8) * (bounds[1] - bounds[0]) + bounds[0]
     labels = predicted(model, x)
@@ -155,7 +155,7 @@ def test_rows_do_not_depend_on_their_mates(plugin: Attacker, params: dict[str, A
     x = torch.rand(5, 1, 8, 8, dtype=torch.float64)
     labels = predicted(model, x)
     whole = attack(plugin, model, x, labels, **params)
-    for row in range(0, 5, 2):
+    for row in (1, 4):
         part = slice(row, row + 1)
         alone = attack(plugin, model, x[part], labels[part], (row,), **params)
         torch.testing.assert_close(alone.adversarial, whole.adversarial[part])
