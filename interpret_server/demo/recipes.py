@@ -109,7 +109,14 @@ def recipe(plugin: PluginInfo, model: ModelInfo) -> Recipe:
     """How to call a plugin; plugins without wording of their own get their defaults."""
     known: dict[str, Mapping[str, Any]] = {
         "pgd": {"epsilon": 0.15, "steps": 40},
-        "fgsm": {"epsilon": 0.15},
+        **{name: {"epsilon": 0.15} for name in ("fgsm", "bim", "mi_fgsm", "apgd")},
+        **{name: {"epsilon": 0.15, "queries": 500} for name in ("square", "nes", "spsa")},
+        "simba": {"epsilon": 1.5, "queries": 500},
+        "auto_attack": {"epsilon": 0.15, "steps": 20, "queries": 200},
+        "carlini_wagner": {"steps": 100, "rounds": 3},
+        "ead": {"steps": 100, "rounds": 3},
+        "boundary": {"queries": 1500},
+        "hop_skip_jump": {"queries": 1500},
         "code_inversion": {"layer": _code_layer(model)},
         "langevin": _LANGEVIN,
         "code_embedding": {"method": "tsne"},

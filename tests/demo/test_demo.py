@@ -27,6 +27,7 @@ def test_the_gallery_shows_every_plugin_on_both_files(
     main(tmp_path / "out")
     page = (tmp_path / "out/index.html").read_text(encoding="utf-8")
     refused = {"attention_rollout"}  # the network has no attention
+    refused.add("style_transfer")  # there is no image whose style would suit digits
     for registration in Registry.installed():
         plugin = registration.plugin
         assert f"<h2>{plugin.name}</h2>" in page

@@ -133,7 +133,7 @@ RUNS: dict[str, tuple[dict[str, Any], StatusCode, str | None, str]] = {
     "unknown layer": (
         {"targets": [types.Target(channel=0, layer="nowhere")]},
         BAD,
-        "layer",
+        "target",
         "nowhere",
     ),
     "channel out of range": (
