@@ -23,9 +23,10 @@ from interpret_server.plugin import (
     output,
 )
 
-from .baselines import Baseline, baseline_rows, check_baseline
+from .baselines import Baseline, check_baseline
 from .convergence import convergence_delta
 from .gradients import warn_of_zeros
+from .paths import baseline_of
 
 ZERO = (
     "every attribution is zero: the target is the same at the baseline and at this input as far as "
@@ -103,9 +104,7 @@ class DeepLift(Plugin[DeepLiftParams, DeepLiftResult]):
         self, model: Classifier, batch: Batch, params: DeepLiftParams, job: Job
     ) -> DeepLiftResult:
         inputs = batch.inputs
-        baseline = batch.tensors.get("baseline")
-        if baseline is None:
-            baseline = baseline_rows(model, params.baseline, inputs)
+        baseline = baseline_of(model, batch, params.baseline)
         size = max(1, job.max_rows // 2)  # a row runs at both ends
         starts = range(0, max(len(batch), 1), size)
         parts = []

@@ -16,16 +16,16 @@ from interpret_server.plugin import (
     InvalidRequest,
     Job,
     Kind,
-    Params,
     Plugin,
     logits_before,
     metric,
     output,
 )
 
-from .baselines import Baseline, baseline_rows, check_baseline
+from .baselines import check_baseline
 from .convergence import convergence_delta
 from .gradients import warn_of_zeros
+from .paths import BASELINE, PathParams, baseline_of
 
 _CLOSED = 1e-12  # of a path's length, which may be left of a step
 _ZERO = (
@@ -34,7 +34,7 @@ _ZERO = (
 )
 
 
-class GuidedIntegratedGradientsParams(Params):
+class GuidedIntegratedGradientsParams(PathParams):
     steps: int = Field(200, ge=1, le=10_000, description="Gradients along the path.")
     fraction: float = Field(
         0.25,
@@ -57,12 +57,6 @@ class GuidedIntegratedGradientsParams(Params):
     )
     anchors: int = Field(
         0, ge=0, le=1000, description="Points of the straight line that the path is led through."
-    )
-    baseline: Baseline = Field(
-        Baseline.ZERO,
-        description="Where the path begins, in the model's own units: zero, the lower or the upper "
-        "bound, or the manifest's mean (else the middle of the bounds). The tensor `baseline` "
-        "replaces it.",
     )
 
 
@@ -99,9 +93,7 @@ class GuidedIntegratedGradients(
     name = "guided_integrated_gradients"
     kind = Kind.ATTRIBUTION
     requires = frozenset({Capability.GRADIENT})
-    tensors: ClassVar[dict[str, AuxTensor]] = {
-        "baseline": AuxTensor("Where each row's path begins, in place of the parameter.")
-    }
+    tensors: ClassVar[dict[str, AuxTensor]] = {"baseline": BASELINE}
 
     def check(self, model: Classifier, params: GuidedIntegratedGradientsParams) -> None:
         check_baseline(model, params.baseline)
@@ -115,9 +107,7 @@ class GuidedIntegratedGradients(
         self, model: Classifier, batch: Batch, params: GuidedIntegratedGradientsParams, job: Job
     ) -> GuidedIntegratedGradientsResult:
         inputs, targets = batch.inputs, batch.targets
-        baseline = batch.tensors.get("baseline")
-        if baseline is None:
-            baseline = baseline_rows(model, params.baseline, inputs)
+        baseline = baseline_of(model, batch, params.baseline)
         way = (inputs.double() - baseline).flatten(1)
         share = torch.zeros_like(way)  # of its way that each value has gone
         moved, before, total = (torch.zeros_like(way) for _ in range(3))

@@ -15,17 +15,17 @@ from interpret_server.plugin import (
     InvalidRequest,
     Job,
     Kind,
-    Params,
     Plugin,
     logits_before,
     metric,
     output,
 )
 
-from .baselines import Baseline, baseline_rows, check_baseline
+from .baselines import check_baseline
 from .convergence import convergence_delta
 from .gradients import warn_of_zeros
 from .passes import passes, variant_gradients
+from .paths import BASELINE, PathParams, baseline_of
 from .quadrature import Quadrature, nodes
 
 _ZERO = (
@@ -34,18 +34,12 @@ _ZERO = (
 )
 
 
-class IntegratedGradientsParams(Params):
+class IntegratedGradientsParams(PathParams):
     steps: int = Field(50, ge=1, le=1000, description="Gradients along the path.")
     quadrature: Quadrature = Field(
         Quadrature.GAUSS_LEGENDRE,
         description="Where on the path gradients are taken: gauss_legendre, riemann_midpoint, or "
         "trapezoid with both ends (2 steps at least).",
-    )
-    baseline: Baseline = Field(
-        Baseline.ZERO,
-        description="Where the path begins, in the model's own units: zero, the lower or the upper "
-        "bound, or the manifest's mean (else the middle of the bounds). The tensor `baseline` "
-        "replaces it.",
     )
 
 
@@ -78,9 +72,7 @@ class IntegratedGradients(Plugin[IntegratedGradientsParams, IntegratedGradientsR
     name = "integrated_gradients"
     kind = Kind.ATTRIBUTION
     requires = frozenset({Capability.GRADIENT})
-    tensors: ClassVar[dict[str, AuxTensor]] = {
-        "baseline": AuxTensor("Where each row's path begins, in place of the parameter.")
-    }
+    tensors: ClassVar[dict[str, AuxTensor]] = {"baseline": BASELINE}
 
     def check(self, model: Classifier, params: IntegratedGradientsParams) -> None:
         check_baseline(model, params.baseline)
@@ -91,9 +83,7 @@ class IntegratedGradients(Plugin[IntegratedGradientsParams, IntegratedGradientsR
         self, model: Classifier, batch: Batch, params: IntegratedGradientsParams, job: Job
     ) -> IntegratedGradientsResult:
         inputs, targets = batch.inputs, batch.targets
-        baseline = batch.tensors.get("baseline")
-        if baseline is None:
-            baseline = baseline_rows(model, params.baseline, inputs)
+        baseline = baseline_of(model, batch, params.baseline)
         points, weights = nodes(params.quadrature, params.steps)
         parts = passes(job, len(batch), params.steps)
         average = torch.zeros_like(inputs, dtype=torch.float64)

@@ -27,9 +27,9 @@ from ..attribution.baselines import check_baseline
 from ..attribution.convergence import convergence_delta
 from ..attribution.gradients import warn_of_zeros
 from ..attribution.passes import passes
+from ..attribution.paths import BASELINE, PathParams, baseline_of, points, repeated
 from ..attribution.quadrature import Quadrature, nodes
 from .layers import LAYER, layer_before, over_positions, position_of
-from .paths import BASELINE, PathParams, baseline_of, points, repeated
 
 _ZERO = "every attribution is zero: the target does not change with the layer's values here"
 
@@ -146,7 +146,7 @@ def _integrated_gradients(
         if not step:
             whole = layer_gradient(model, inputs, layer, targets)
             with torch.no_grad():
-                (start,) = model.activations(baseline_of(model, batch, params), [layer])
+                (start,) = model.activations(baseline_of(model, batch, params.baseline), [layer])
             begun = after.gradient(inputs, start, targets)
             end = whole.activations
             average = torch.zeros_like(end, dtype=torch.float64)
@@ -168,7 +168,7 @@ def _conductance(
     model: Classifier, batch: Batch, params: LayerAttributionParams, layer: str, job: Job
 ) -> _Found:
     inputs, rows = batch.inputs, len(batch)
-    start = baseline_of(model, batch, params)
+    start = baseline_of(model, batch, params.baseline)
     parts = passes(job, rows, params.steps + 1)
     last: LayerGradient | None = None
     for step in job.track(len(parts)):

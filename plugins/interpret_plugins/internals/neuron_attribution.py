@@ -25,9 +25,9 @@ from interpret_server.plugin import (
 from ..attribution.baselines import check_baseline
 from ..attribution.gradients import warn_of_zeros
 from ..attribution.passes import passes
+from ..attribution.paths import BASELINE, PathParams, baseline_of, points, repeated
 from ..attribution.quadrature import Quadrature, nodes
 from .layers import LAYER, layer_before, position_of, unit_mask
-from .paths import BASELINE, PathParams, baseline_of, points, repeated
 
 _ZERO = (
     "nothing flows through the unit: between the baseline and this input either the unit has no "
@@ -91,7 +91,7 @@ class NeuronAttribution(Plugin[NeuronAttributionParams, NeuronAttributionResult]
         layer = layer_before(model, targets.layer, params.layer)
         row = model.layer_shape(layer.name, tuple(inputs.shape[1:]))
         mask = _mask(params, row, layer.name).to(inputs)
-        start = baseline_of(model, batch, params)
+        start = baseline_of(model, batch, params.baseline)
         places, weights = nodes(Quadrature.GAUSS_LEGENDRE, params.steps)
         parts = passes(job, len(batch), params.steps)
         average = torch.zeros_like(inputs, dtype=torch.float64)

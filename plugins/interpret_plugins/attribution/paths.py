@@ -8,7 +8,7 @@ from torch import Tensor
 
 from interpret_server.plugin import AuxTensor, Batch, Classifier, Params, Targets
 
-from ..attribution.baselines import Baseline, baseline_rows
+from .baselines import Baseline, baseline_rows
 
 BASELINE = AuxTensor("Where each row's path begins, in place of the parameter.")
 
@@ -24,10 +24,10 @@ class PathParams(Params):
     )
 
 
-def baseline_of(model: Classifier, batch: Batch, params: PathParams) -> Tensor:
-    """Where each row's path begins, `(N, *input_shape)`."""
+def baseline_of(model: Classifier, batch: Batch, baseline: Baseline) -> Tensor:
+    """The tensor `baseline` of a request, else that of the parameter, `(N, *input_shape)`."""
     given = batch.tensors.get("baseline")
-    return baseline_rows(model, params.baseline, batch.inputs) if given is None else given
+    return baseline_rows(model, baseline, batch.inputs) if given is None else given
 
 
 def points(start: Tensor, end: Tensor, places: Sequence[float]) -> Tensor:
