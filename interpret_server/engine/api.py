@@ -82,6 +82,9 @@ class Call:
         timeout: seconds the caller will wait; None for no limit.
         client: who calls, for fair shares; empty for nobody in particular.
         priority: -1 (batch work), 0 or 1 (somebody waits); a higher one goes first.
+        alone: run as exactly this batch, by deterministic kernels: not with other callers' rows,
+            and cut by nothing but the model's `max_batch` and the memory. The same call then gives
+            the same bits whatever else is served; other calls may run between its steps.
     """
 
     model: str
@@ -99,6 +102,7 @@ class Call:
     timeout: float | None = None
     client: str = ""
     priority: int = 0
+    alone: bool = False
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from .request import Request, Served
 from .targets import decode_targets
 
 _MAX_SEED = (1 << 64) - 1
+_ALIGNMENT = 64  # bytes, of memory that torch allocates
 
 
 def decode(
@@ -69,6 +70,9 @@ def decode(
         call.targets, plugin, classifier, rows, row, has_inputs=inputs is not None
     )
     methods.check_targets(targets.kind)
+    if call.alone:
+        inputs = None if inputs is None else _aligned(inputs)
+        tensors = {name: _aligned(tensor) for name, tensor in tensors.items()}
     batch = Batch(
         inputs=classifier.neutral(rows) if inputs is None else inputs,
         targets=targets,
@@ -87,6 +91,11 @@ def decode(
         {method.name: method for method in methods.found},
         models,
     )
+
+
+def _aligned(tensor: Tensor) -> Tensor:
+    """The values where torch would put them: kernels may round otherwise at odd addresses."""
+    return tensor.clone() if tensor.data_ptr() % _ALIGNMENT else tensor
 
 
 def _check_rows(

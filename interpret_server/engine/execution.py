@@ -75,7 +75,7 @@ def _attempt(group: Group, members: list[Member], *, alone: bool) -> list[Settle
 
 def _run(group: Group, members: list[Member]) -> list[Settlement]:
     request = members[0].request
-    sizes, kind = request.served.sizes, request.plugin.rows
+    sizes, kind = request.sizes, request.plugin.rows
     whole = kind is not Rows.INDEPENDENT
     job = EngineJob(members, group.offer, group.held)
     batch = join([member.request.batch for member in members])

@@ -53,7 +53,8 @@ class Group:
         self.steps = 0  # boundaries so far
         self.place = 0  # in the order in which groups began to wait
         self.resume = threading.Semaphore(0)
-        self.isolation = Isolation(request.served.classifier.device, request.precision)
+        device = request.served.classifier.device
+        self.isolation = Isolation(device, request.precision, repeatable=request.call.alone)
         self._offer = offer
         self._held = 0.0
         self._billed = 0.0

@@ -1,8 +1,9 @@
-"""What one group of calls must not see of another: random state, default dtype, grad mode."""
+"""What one group of calls must not see of another: random state, default dtype, kernels."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -36,16 +37,42 @@ class Ambient:
             torch.set_default_dtype(self.dtype)
 
 
+@contextmanager
+def repeatable_kernels() -> Iterator[None]:
+    """Inside the block the same values give the same bits, where torch has such kernels.
+
+    Only one thread at a time may be inside.
+    """
+    cudnn, filled = torch.backends.cudnn, cast(Any, torch.utils.deterministic)
+    mode = torch.get_deterministic_debug_mode()
+    before = cudnn.deterministic, cudnn.benchmark, filled.fill_uninitialized_memory
+    torch.set_deterministic_debug_mode("warn")
+    cudnn.deterministic, cudnn.benchmark = True, False
+    filled.fill_uninitialized_memory = False  # it takes time and changes no result
+    try:
+        yield
+    finally:
+        torch.set_deterministic_debug_mode(mode)
+        cudnn.deterministic, cudnn.benchmark, filled.fill_uninitialized_memory = before
+
+
 class Isolation:
-    """A group's own random state and default dtype, while it holds the device and only then.
+    """A group's own state of torch, while it holds the device and only then.
 
     Args:
         device: that the group computes on.
         precision: of its model, which decides whether CUDA devices may use TF32.
+        repeatable: by deterministic kernels.
     """
 
-    def __init__(self, device: torch.device, precision: Precision = Precision.FLOAT32) -> None:
-        self._device, self._precision = device, precision
+    def __init__(
+        self,
+        device: torch.device,
+        precision: Precision = Precision.FLOAT32,
+        *,
+        repeatable: bool = False,
+    ) -> None:
+        self._device, self._precision, self._repeatable = device, precision, repeatable
         self._outside: Ambient | None = None
         self._settings = ExitStack()
 
@@ -53,7 +80,7 @@ class Isolation:
     def active(self) -> Iterator[None]:
         """On leaving, the process-wide state and this thread's grad mode are as before."""
         self._outside = Ambient.capture(self._device)
-        self._settings.enter_context(PRODUCTS.held(self._device, self._precision))
+        self._set()
         try:
             with torch.enable_grad():
                 yield
@@ -72,6 +99,11 @@ class Isolation:
         try:
             yield
         finally:
-            self._settings.enter_context(PRODUCTS.held(self._device, self._precision))
+            self._set()
             self._outside = Ambient.capture(self._device)
             own.restore()
+
+    def _set(self) -> None:
+        self._settings.enter_context(PRODUCTS.held(self._device, self._precision))
+        if self._repeatable:
+            self._settings.enter_context(repeatable_kernels())

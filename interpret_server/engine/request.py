@@ -1,5 +1,6 @@
 """Calls after decoding: everything checked, nothing queued yet."""
 
+import math
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -54,6 +55,8 @@ class Request:
         methods: by name, the plugins that the parameters name.
         models: the second models, by role.
         key: calls with equal keys may share a batch.
+        sizes: what bounds its batches: those that the model has shown, or of a call that runs
+            alone nothing but what its own rows show of the memory.
     """
 
     call: Call
@@ -66,9 +69,12 @@ class Request:
     methods: Mapping[str, AnyPlugin]
     models: Mapping[str, Served] = field(default_factory=dict)
     key: Hashable = field(init=False)
+    sizes: BatchSizes = field(init=False)
     nbytes: int = field(init=False)  # of inputs, auxiliary tensors and directions
 
     def __post_init__(self) -> None:
+        own = BatchSizes(self.served.max_batch, math.inf) if self.call.alone else None
+        object.__setattr__(self, "sizes", own or self.served.sizes)
         object.__setattr__(self, "key", self._key())
         direction = self.batch.targets.direction
         tensors = [self.batch.inputs, *self.batch.tensors.values()]
@@ -96,7 +102,7 @@ class Request:
     def max_rows(self) -> int:
         """Most rows that should run at once, as far as is known."""
         limits = [second.max_batch for second in self.models.values()]
-        return min([self.served.sizes.rows(self.kind), *limits])
+        return min([self.sizes.rows(self.kind), *limits])
 
     @property
     def precision(self) -> Precision:
@@ -105,7 +111,7 @@ class Request:
         return found.pop() if len(found) == 1 else Precision.FLOAT32
 
     def _key(self) -> Hashable:
-        if self.plugin.rows is not Rows.INDEPENDENT:
+        if self.call.alone or self.plugin.rows is not Rows.INDEPENDENT:
             return object()
         targets, tensors = self.batch.targets, self.batch.tensors
         direction = targets.direction

@@ -51,6 +51,7 @@ CALL = Call(
     timeout=0.1,
     client="somebody",
     priority=-1,
+    alone=True,
 )
 
 PROGRESS = Progress(3, 40)

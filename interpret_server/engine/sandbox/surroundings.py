@@ -62,6 +62,7 @@ def environment() -> dict[str, str]:
         _CACHE: _NO_FILES,
         # Else onnxruntime (from 1.29 on) starts a thread on import, which reports to its maker.
         "ORT_DISABLE_TELEMETRY": "1",
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # else cuBLAS may round otherwise each time
         "MPLCONFIGDIR": _matplotlib(),  # else it surveys the fonts at each start
     }
     return fixed | _kept(os.environ)

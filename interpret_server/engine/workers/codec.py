@@ -97,6 +97,7 @@ def encode_call(call: Call, put: Put) -> pb.Call:
             client=call.client,
             priority=call.priority,
             progress=call.progress,
+            alone=call.alone,
         )
         if isinstance(call.inputs, Array):
             message.array.CopyFrom(encode_array(call.inputs, put))
@@ -146,6 +147,7 @@ def decode_call(message: pb.Call, get: Get) -> Call:
         client=message.client,
         priority=message.priority,
         progress=message.progress,
+        alone=message.alone,
     )
 
 

@@ -99,7 +99,7 @@ class Rendering(_message.Message):
     def __init__(self, styles: _Optional[_Iterable[str]] = ..., percentile: _Optional[float] = ..., alpha: _Optional[float] = ..., top: _Optional[float] = ..., channels: _Optional[str] = ..., colors: _Optional[str] = ..., backdrop: _Optional[str] = ..., foreground: _Optional[float] = ..., background: _Optional[float] = ..., smoothing: _Optional[float] = ...) -> None: ...
 
 class Call(_message.Message):
-    __slots__ = ("model", "plugin", "params", "array", "images", "named", "targets", "seeds", "tensors", "render", "half", "previews", "timeout", "client", "priority", "progress", "models")
+    __slots__ = ("model", "plugin", "params", "array", "images", "named", "targets", "seeds", "tensors", "render", "half", "previews", "timeout", "client", "priority", "progress", "models", "alone")
     class ModelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -124,6 +124,7 @@ class Call(_message.Message):
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
     MODELS_FIELD_NUMBER: _ClassVar[int]
+    ALONE_FIELD_NUMBER: _ClassVar[int]
     model: str
     plugin: str
     params: str
@@ -141,7 +142,8 @@ class Call(_message.Message):
     priority: int
     progress: bool
     models: _containers.ScalarMap[str, str]
-    def __init__(self, model: _Optional[str] = ..., plugin: _Optional[str] = ..., params: _Optional[str] = ..., array: _Optional[_Union[Array, _Mapping]] = ..., images: _Optional[_Union[Files, _Mapping]] = ..., named: _Optional[_Union[NamedArrays, _Mapping]] = ..., targets: _Optional[_Iterable[_Union[Target, _Mapping]]] = ..., seeds: _Optional[_Iterable[int]] = ..., tensors: _Optional[_Iterable[_Union[NamedArray, _Mapping]]] = ..., render: _Optional[_Union[Rendering, _Mapping]] = ..., half: bool = ..., previews: bool = ..., timeout: _Optional[float] = ..., client: _Optional[str] = ..., priority: _Optional[int] = ..., progress: bool = ..., models: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    alone: bool
+    def __init__(self, model: _Optional[str] = ..., plugin: _Optional[str] = ..., params: _Optional[str] = ..., array: _Optional[_Union[Array, _Mapping]] = ..., images: _Optional[_Union[Files, _Mapping]] = ..., named: _Optional[_Union[NamedArrays, _Mapping]] = ..., targets: _Optional[_Iterable[_Union[Target, _Mapping]]] = ..., seeds: _Optional[_Iterable[int]] = ..., tensors: _Optional[_Iterable[_Union[NamedArray, _Mapping]]] = ..., render: _Optional[_Union[Rendering, _Mapping]] = ..., half: bool = ..., previews: bool = ..., timeout: _Optional[float] = ..., client: _Optional[str] = ..., priority: _Optional[int] = ..., progress: bool = ..., models: _Optional[_Mapping[str, str]] = ..., alone: bool = ...) -> None: ...
 
 class Progress(_message.Message):
     __slots__ = ("done", "total")
