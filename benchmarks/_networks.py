@@ -23,7 +23,7 @@ from ._exports import export, fresh, quiet
 Images: TypeAlias = NDArray[np.float32]
 Labels: TypeAlias = NDArray[np.int64]
 
-_SHARED = Path(os.environ.get("INTERPRET_SHARED_DATA", "../shared/data"))
+SHARED = Path(os.environ.get("INTERPRET_SHARED_DATA", "../shared/data"))
 DEVICE = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
 
 
@@ -113,8 +113,8 @@ _SHAPES = {"squeezenet": (3, 224, 224), "resnet20": (3, 32, 32), "lenet5": (1, 2
 def network(name: str, folder: Path) -> Network:
     """A network by its name; one with random weights is written to `folder`."""
     source = _SOURCES[name]
-    if source.real is not None and (_SHARED / source.real).exists():
-        return Network(name, _SHARED / source.real, _SHAPES[name], "real")
+    if source.real is not None and (SHARED / source.real).exists():
+        return Network(name, SHARED / source.real, _SHAPES[name], "real")
     built = source.random()
     return Network(name, export(built, "scripted", folder), built.shape, "random")
 

@@ -20,7 +20,7 @@ from interpret_server.plugin import Batch, Job, Targets
 from interpret_server.registry import Registry
 
 from ._exports import fresh, quiet
-from ._networks import _SHARED, DEVICE
+from ._networks import DEVICE, SHARED
 
 Make = Callable[["Judge", Sequence[int]], Tensor]
 DEFAULT = "octaves"
@@ -65,7 +65,7 @@ def judges() -> list[Judge]:
     }
     found = []
     for name, (file, normalised) in files.items():
-        path = _SHARED / "models/imagenet" / file
+        path = SHARED / "models/imagenet" / file
         if not path.exists():
             raise SystemExit(f"recognisability needs {path}; set INTERPRET_SHARED_DATA")
         manifest: dict[str, Any] = {"shape": [3, 224, 224], "bounds": [0, 1]}
