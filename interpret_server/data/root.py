@@ -6,9 +6,13 @@ from pathlib import Path
 
 from ..errors import InvalidRequest, NotFound
 from .calls import FIELD
+from .columns import Shape
+from .csv_table import CsvTable
+from .parquet_table import ParquetTable
 from .sets import Arrays, DataSet, ImageFolder
 
-_ENDINGS = ("", ".npz", ".npy")
+_TABLES = {".csv": CsvTable, ".parquet": ParquetTable}
+_ENDINGS = ("", ".npz", ".npy", *_TABLES)
 _LONGEST = 1024
 
 
@@ -22,15 +26,22 @@ class DataRoot:
     def __init__(self, folder: Path) -> None:
         self._folder = folder.resolve()
 
-    def open(self, name: str, inputs: Sequence[str] = ()) -> DataSet:
-        """A `.npz` or `.npy` file, or a folder of images.
+    def open(
+        self,
+        name: str,
+        inputs: Sequence[str] = (),
+        shape: Shape = Shape(),  # noqa: B008
+    ) -> DataSet:
+        """A `.npz`, `.npy`, `.csv` or `.parquet` file, or a folder of images.
 
         Args:
             name: path below the data root; the ending may be left out.
             inputs: names of the model's inputs.
+            shape: of the model's rows, which tables are brought into.
 
         Raises:
             InvalidRequest: the name leads out of the root, or the file is not what it should be.
+            FailedPrecondition: what reads such files is not installed.
             NotFound: there is no such data set.
         """
         path = self._find(name)
@@ -41,9 +52,17 @@ class DataRoot:
             raise InvalidRequest.field(FIELD, f"{name} cannot be read") from None
         if path.suffix not in _ENDINGS[1:] or not path.is_file():
             raise InvalidRequest.field(
-                FIELD, f"{name} is neither a .npz or .npy file nor a folder of images"
+                FIELD,
+                f"{name} is neither a {', '.join(_ENDINGS[1:-1])} or {_ENDINGS[-1]} file nor a "
+                "folder of images",
             )
-        return Arrays(path, name, inputs)
+        if path.suffix not in _TABLES:
+            return Arrays(path, name, inputs)
+        if len(inputs) > 1:
+            raise InvalidRequest.field(
+                FIELD, f"{name} is one table, and the model takes {' and '.join(inputs)}"
+            )
+        return _TABLES[path.suffix](path, name, shape)
 
     def _find(self, name: str) -> Path:
         if not _is_name(name):
@@ -65,7 +84,7 @@ class DataRoot:
 
     def _hint(self, name: str) -> str:
         known = sorted(
-            item.name.removesuffix(".npz").removesuffix(".npy")
+            item.stem if item.suffix in _ENDINGS else item.name
             for item in self._folder.iterdir()
             if not item.name.startswith(".")
         )

@@ -12,6 +12,7 @@ from ..engine.api import Call, Event, ModelInfo, PluginInfo, Worker
 from ..errors import FailedPrecondition, InvalidRequest, Overloaded, RequestTooLarge
 from ..models.manifest import Manifest
 from .calls import FIELD, StoredCall
+from .columns import Shape
 from .root import DataRoot
 from .sets import DataSet, Inputs
 
@@ -90,7 +91,8 @@ class DataWorker(Worker):
                 f"{FIELD}: the server has no data sets; start it with --data-root"
             )
         (info,) = (info for info in self.models() if info.name == call.model)
-        data = self._root.open(call.dataset.name, [item.name for item in info.inputs])
+        names = [item.name for item in info.inputs]
+        data = self._root.open(call.dataset.name, names, shape_of(info))
         rows = call.dataset.of(len(data))
         size = data.nbytes(rows)
         if size > self._max_bytes:
@@ -109,6 +111,11 @@ class DataWorker(Worker):
             yield
         finally:
             self._held -= size
+
+
+def shape_of(info: ModelInfo) -> Shape:
+    """What tables need to know of a model."""
+    return Shape(info.input_shape, info.inputs[0].features if len(info.inputs) == 1 else ())
 
 
 def _read(data: DataSet, rows: Sequence[int]) -> Inputs:

@@ -177,7 +177,7 @@ def test_arrays_that_no_tensor_holds_are_refused(root: Path):
     assert "a single number" in refusal(root, "number")
     assert "Fortran order" in refusal(root, "fortran")
     (root / "notes.txt").write_text("hello")
-    assert "neither a .npz or .npy file nor a folder" in refusal(root, "notes.txt")
+    assert "neither a .npz, .npy, .csv or .parquet file nor a folder" in refusal(root, "notes.txt")
 
 
 def test_labels_are_one_whole_number_for_each_row(root: Path):

@@ -147,7 +147,7 @@ class Waiting:
     def models(self) -> Any:
         from types import SimpleNamespace
 
-        return (SimpleNamespace(name="net", inputs=()),)
+        return (SimpleNamespace(name="net", inputs=(), input_shape=()),)
 
     async def run(self, call: Call) -> Any:
         self.calls.append(call)
