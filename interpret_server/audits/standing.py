@@ -1,0 +1,55 @@
+"""When a sample is broken under a threat model: one rule for runner, store, report and replay.
+
+A sample is broken at a radius if the original file confirmed an example of it, found by any stage
+of that norm (an attack at whatever radius, or a smallest change), whose distance is at most the
+radius. So one number decides for every radius: the smallest such distance. Distances are float64;
+a relative slack of 1e-6 covers the rounding of examples to float32.
+"""
+
+from collections.abc import Iterable, Mapping
+
+from .plan import Plan
+from .records import Outcome
+
+SLACK = 1e-6
+
+
+def within(distance: float, epsilon: float) -> bool:
+    """Whether a distance lies within a radius; NaN does not."""
+    return distance <= epsilon * (1 + SLACK)
+
+
+def norms_of(plan: Plan) -> Mapping[str, str | None]:
+    """The norm of every stage by its key; None for the clean stage and corruptions."""
+    return {stage.key: stage.norm for stage in plan.stages}
+
+
+def closest(
+    outcomes: Iterable[Outcome], norms: Mapping[str, str | None], norm: str
+) -> dict[int, Outcome]:
+    """For each row that has any, the confirmed outcome of the smallest distance.
+
+    Args:
+        outcomes: in order; of equal distances the first counts.
+        norms: `norms_of` the plan.
+        norm: of the threat model.
+    """
+    found: dict[int, Outcome] = {}
+    for outcome in outcomes:
+        if not outcome.confirmed or norms[outcome.stage] != norm:
+            continue
+        best = found.get(outcome.row)
+        if best is None or outcome.distance(norm) < best.distance(norm):
+            found[outcome.row] = outcome
+    return found
+
+
+def broken_at(closest_found: Mapping[int, Outcome], norm: str, epsilon: float) -> set[int]:
+    """The rows that are broken at a radius.
+
+    Args:
+        closest_found: of the norm, by `closest`.
+    """
+    return {
+        row for row, outcome in closest_found.items() if within(outcome.distance(norm), epsilon)
+    }
