@@ -331,6 +331,7 @@ class Plugin(ABC, Generic[P, R]):
     tensors: ClassVar[Mapping[str, AuxTensor]] = {}
     models: ClassVar[Mapping[str, ModelRole]] = {}
     uses: ClassVar[Mapping[str, Kind]] = {}  # parameters that name second plugins, and their kind
+    runs_on: ClassVar[Mapping[str, str]] = {}  # those that run on a second model, and its role
     params_type: ClassVar[type[Any]]
     result_type: ClassVar[type[Any]]
 

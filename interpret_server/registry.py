@@ -212,6 +212,9 @@ def _check(plugin: type[AnyPlugin], origin: str) -> None:
     if naming != plugin.uses.keys() or not all(isinstance(k, Kind) for k in plugin.uses.values()):
         told = ", ".join(sorted(naming)) or "none"
         raise refuse(f"must declare in `uses` a Kind for each parameter of type Method: {told}")
+    needed = {name for name, role in plugin.models.items() if role.required}
+    if not (plugin.runs_on.keys() <= naming and needed.issuperset(plugin.runs_on.values())):
+        raise refuse("must give in `runs_on` parameters of type Method and required roles")
 
 
 def _mentions(annotation: Any) -> bool:

@@ -47,7 +47,7 @@ class Methods:
             InvalidRequest, FailedPrecondition: naming the field that is wrong, such as
                 `params.method.plugin` or `params.method.params.steps`.
         """
-        return self._resolve([plugin], params, "params")
+        return self._resolve([plugin], params, "params", self._classifier)
 
     def check_targets(self, kind: TargetKind) -> None:
         """Refuse targets that one of the plugins does not take.
@@ -60,30 +60,34 @@ class Methods:
                 told = "needs a target" if kind is TargetKind.NONE else f"takes no {kind} target"
                 raise InvalidRequest.field("target", f"{plugin.name} {told}")
 
-    def _resolve(self, users: list[AnyPlugin], params: Any, path: str) -> Any:
+    def _resolve(self, users: list[AnyPlugin], params: Any, path: str, usual: Classifier) -> Any:
         update: dict[str, Any] = {}
         for name, kind in users[-1].uses.items():
             value, field = getattr(params, name), f"{path}.{name}"
+            role = users[-1].runs_on.get(name)
+            model = usual if role is None else self._models[role]
             if isinstance(value, Method):
-                update[name] = self._second(users, value, kind, field)
+                update[name] = self._second(users, value, kind, field, model)
             elif value is not None:
                 update[name] = type(value)(
-                    self._second(users, item, kind, f"{field}.{index}")
+                    self._second(users, item, kind, f"{field}.{index}", model)
                     for index, item in enumerate(value)
                 )
         return params.model_copy(update=update) if update else params
 
-    def _second(self, users: list[AnyPlugin], method: Method, kind: Kind, field: str) -> Method:
+    def _second(
+        self, users: list[AnyPlugin], method: Method, kind: Kind, field: str, model: Classifier
+    ) -> Method:
         plugin = self._find(users, method.plugin, kind, f"{field}.plugin")
-        self._check_needs(users, plugin, f"{field}.plugin")
+        self._check_needs(users, plugin, f"{field}.plugin", model)
         try:
             params = decode_params(plugin, json.dumps(method.params))
-            plugin.check(self._classifier, params)
+            plugin.check(model, params)
         except InvalidRequest as error:
             raise error.within(field) from None
         except FailedPrecondition as error:
             raise type(error)(f"{field}.plugin: {error.message}") from None
-        params = self._resolve([*users, plugin], params, f"{field}.params")
+        params = self._resolve([*users, plugin], params, f"{field}.params", model)
         self.found.append(plugin)
         return method.resolved(field, params.model_dump(mode="json"))
 
@@ -106,9 +110,11 @@ class Methods:
             raise InvalidRequest.field(field, f"{name} cannot use itself")
         return plugin
 
-    def _check_needs(self, users: list[AnyPlugin], plugin: AnyPlugin, field: str) -> None:
+    def _check_needs(
+        self, users: list[AnyPlugin], plugin: AnyPlugin, field: str, model: Classifier
+    ) -> None:
         try:
-            check_capabilities(plugin, self._classifier)
+            check_capabilities(plugin, model)
         except MissingCapability as error:
             raise MissingCapability(
                 f"{field}: {error.message}", violations=[Violation(field, error.message)]

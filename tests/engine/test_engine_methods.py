@@ -13,6 +13,7 @@ from engine_fakes import array, calling, classifier, events, linear, result, row
 from pydantic import Field
 from torch import Tensor, nn
 
+from interpret_server.bound import BoundPlugin
 from interpret_server.engine.api import Progress, Target
 from interpret_server.engine.local import LocalWorker
 from interpret_server.errors import (
@@ -29,6 +30,7 @@ from interpret_server.plugin import (
     Job,
     Kind,
     Method,
+    ModelRole,
     Params,
     Plugin,
     Rows,
@@ -375,3 +377,52 @@ def test_a_plugin_must_say_what_it_uses() -> None:
 
     with pytest.raises(PluginLoadError, match=r"`uses` a Kind for each .*: method, others, spare"):
         Registry().add(Silent(), "tests")
+
+
+class Elsewhere(Judge):
+    """Runs its methods on a second model."""
+
+    name = "elsewhere"
+    models: ClassVar[Mapping[str, ModelRole]] = {
+        "other": ModelRole("other", required=True, same_inputs=False)
+    }
+    runs_on: ClassVar[Mapping[str, str]] = {"method": "other", "others": "other"}
+
+
+async def test_a_method_that_runs_on_a_second_model_is_checked_against_it() -> None:
+    blind = linear()
+    blind.withhold(Capability.BOUNDS, "nobody told")
+    async with serving(Elsewhere(), Scale(), Deep(), model=blind) as worker:
+        worker.add("whole", linear())
+        for names in ({"method": "deep"}, {"others": ["deep"]}):
+            call = calling("elsewhere", rows(1.0), models={"other": "whole"}, **params(**names))
+            await result(worker, call)
+            call = calling("elsewhere", rows(1.0), models={"other": "net"}, **params(**names))
+            with pytest.raises(MissingCapability, match="deep requires bounds: nobody told"):
+                await result(worker, call)
+        call = calling("elsewhere", rows(1.0), models={"other": "whole"}, **params(spare="deep"))
+        with pytest.raises(MissingCapability, match=r"params\.spare"):
+            await result(worker, call)
+
+
+@pytest.mark.parametrize("runs_on", [{"copies": "other"}, {"method": "nobody"}])
+def test_what_runs_on_a_second_model_is_a_method_and_has_a_role(runs_on: dict[str, str]) -> None:
+    wrong = type("Wrong", (Elsewhere,), {"__doc__": "Wrong.", "name": "wrong", "runs_on": runs_on})
+    with pytest.raises(PluginLoadError, match="`runs_on`"):
+        Registry().add(wrong(), "tests")
+
+
+def test_warnings_about_some_rows_are_told_of_those() -> None:
+    class Heard(Job):
+        def __init__(self) -> None:
+            self.heard: list[tuple[list[bool], str]] = []
+
+        def warn(self, rows: Tensor, message: str) -> None:
+            self.heard.append((rows.tolist(), message))
+
+    job = Heard()
+    bound = BoundPlugin(Scale(), ScaleParams(), job, "params.method")
+    x = torch.tensor([[0.0, 1, 1, 1], [1, 1, 1, 1]])
+    mask = torch.tensor([False, True, True])
+    bound.run(linear(), Batch(x, Targets.none(2), (0, 1)), warn=mask)
+    assert job.heard == [([False, True, False], "scale: the first value is zero")]

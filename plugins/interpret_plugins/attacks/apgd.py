@@ -9,7 +9,7 @@ from torch import Tensor
 
 from interpret_server.plugin import Batch, Classifier, InvalidRequest, Job, Plugin
 
-from .attack import Attack, AttackParams, AttackResult, Attempt, drive
+from .attack import AscentParams, Attack, AttackResult, Attempt, drive
 from .auto_pgd import climb
 from .losses import Goal, LossName, classes_needed
 from .norms import L1, NormName
@@ -18,7 +18,7 @@ from .planes import candidates
 _RADII = ((3.0, 0.3), (2.0, 0.3), (1.0, 0.4))  # in L1: times epsilon, and shares of the steps
 
 
-class APGDParams(AttackParams):
+class APGDParams(AscentParams):
     loss: LossName = Field(
         "cross_entropy",
         description="What is ascended, on logits: cross-entropy, the margin between the label's "

@@ -1,7 +1,7 @@
 """What every attack shares: parameters, result, and how it begins and ends."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -95,6 +95,21 @@ class AttackParams(RadiusParams):
         return Goal(labels, self.targeted, self.loss)
 
 
+class AscentParams(AttackParams):
+    """Parameters of attacks that ascend the loss step by step."""
+
+    confidence: float = Field(
+        0.0,
+        ge=0,
+        description="Margin, in logits, that ends a row's search. With 0 that is its first "
+        "success; with a large one the search goes on to its end for the largest margin, as wanted "
+        "of examples that are to fool other models too.",
+    )
+
+    def goal(self, labels: Tensor) -> Goal:
+        return replace(super().goal(labels), confidence=self.confidence)
+
+
 @dataclass(frozen=True)
 class AttackResult:
     adversarial: Tensor = output(
@@ -174,7 +189,7 @@ class Attempt:
     def open(self) -> Tensor:
         """The rows still to be attacked, as indices: those not won by more than rounding."""
         reached = (self.goal.margin(self.logits) > 0) & (self.margin > 0)
-        won = self.margin > _CLEAR * self.logits.abs().amax(1)
+        won = self.margin > self._enough(self.goal, self.logits)
         return torch.nonzero(~(reached | won)).squeeze(1)
 
     def offer(self, rows: Tensor, x: Tensor, logits: Tensor) -> None:
@@ -186,11 +201,16 @@ class Attempt:
 
     def done(self, rows: Tensor) -> Tensor:
         """Of `rows`, those that need no further steps."""
-        return self.margin[rows] > 0
+        return self.margin[rows] > self.goal.confidence
 
     def clear(self, rows: Tensor, logits: Tensor) -> Tensor:
         """Of `rows`, those whose logits have reached the goal by more than rounding moves them."""
-        return self.goal.take(rows).margin(logits) > _CLEAR * logits.abs().amax(1)
+        goal = self.goal.take(rows)
+        return goal.margin(logits) > self._enough(goal, logits)
+
+    @staticmethod
+    def _enough(goal: Goal, logits: Tensor) -> Tensor:
+        return (_CLEAR * logits.abs().amax(1)).clamp(min=goal.confidence)
 
     def finish(self, job: Job) -> AttackResult:
         """Round the best points into the region, predict exactly those, and measure.

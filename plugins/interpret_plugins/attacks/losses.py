@@ -52,12 +52,14 @@ class Goal:
             not change when all logits are shifted or scaled.
         towards: `(N,)` int64; classes that the loss leads to, while any other than the label will
             do. Only where the goal is to leave a label.
+        confidence: margin that a success must have before the search for better ones ends.
     """
 
     labels: Tensor
     targeted: bool
     loss: LossName = "cross_entropy"
     towards: Tensor | None = None
+    confidence: float = 0.0
 
     def take(self, rows: Tensor) -> "Goal":
         """The goal of some rows."""

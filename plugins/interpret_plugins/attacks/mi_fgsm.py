@@ -4,11 +4,11 @@ from pydantic import Field
 
 from interpret_server.plugin import Batch, Classifier, Job, Plugin
 
-from .attack import Attack, AttackParams, AttackResult, Attempt, drive
+from .attack import AscentParams, Attack, AttackResult, Attempt, drive
 from .projected import Ascent, projected_ascent
 
 
-class MIFGSMParams(AttackParams):
+class MIFGSMParams(AscentParams):
     steps: int = Field(10, ge=1, le=10_000, description="Gradient steps.")
     step_size: float | None = Field(
         None,

@@ -7,12 +7,12 @@ from pydantic import Field, model_validator
 from interpret_server.plugin import Batch, Classifier, InvalidRequest, Job, Plugin
 
 from ..synthesis.spatial import Axes
-from .attack import Attack, AttackParams, AttackResult, Attempt, drive
+from .attack import AscentParams, Attack, AttackResult, Attempt, drive
 from .norms import L0, Norm, NormName
 from .projected import Ascent, projected_ascent
 
 
-class PGDParams(AttackParams):
+class PGDParams(AscentParams):
     norm: NormName = Field(  # type: ignore[assignment]  # wider than what its base takes
         "linf", description="Norm that epsilon is measured in; `l0` counts the values changed."
     )
