@@ -1,6 +1,6 @@
-"""Predictions, vector-Jacobian products and activations, queued and merged as plugins are.
+"""Predictions, gradients, activations and files' own answers, queued and merged as plugins are.
 
-They are not listed among the plugins; the front end serves each by an RPC of its own.
+They are not listed among the plugins.
 """
 
 from collections.abc import Mapping
@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from .. import __version__
+from ..errors import FailedPrecondition
 from ..models.targets import TargetKind
 from ..plugin import (
     AuxTensor,
@@ -118,7 +119,45 @@ class Activations(Plugin[ActivationsParams, Mapping[str, Tensor]]):
         return dict(zip(names, model.activations(batch.inputs, names), strict=True))
 
 
+@dataclass(frozen=True)
+class FileAnswered:
+    """What a model's file itself answers."""
+
+    inputs: Tensor = output("`(N, *input_shape)`, the rows as plugins see them.")
+    scores: Tensor = output("`(N, K)`, the file's; see `models.answers`.", like_input=False)
+    classes: Tensor = output("`(N,)`, the file's decisions.", like_input=False)
+    logits: Tensor = output("`(N, K)`, of the served form.", like_input=False)
+
+
+class Original(Plugin[NoParams, FileAnswered]):
+    """What the file answers, run by itself, beside what the served form answers.
+
+    It is given the rows as callers send them, on the CPU.
+    """
+
+    name: ClassVar[str] = "_original"
+    kind: ClassVar[Kind] = Kind.PRIMITIVE
+    target_kinds: ClassVar[frozenset[TargetKind]] = frozenset()
+
+    def check(self, model: Classifier, params: NoParams) -> None:
+        if model.answers is None:
+            raise FailedPrecondition(f"model: nothing here runs the file of {model.name} as it is")
+
+    @torch.no_grad()
+    def run(self, model: Classifier, batch: Batch, params: NoParams, job: Job) -> FileAnswered:
+        assert model.answers is not None
+        found = model.answers(batch.inputs)
+        inputs = model.encode(batch.inputs)
+        logits = model(inputs.to(model.device))
+        return FileAnswered(inputs, found.scores, found.classes, logits)
+
+
 def primitives() -> dict[str, Registration]:
     """The engine's own plugins, by name."""
-    plugins: tuple[Plugin[Any, Any], ...] = (Predict(), VectorJacobianProduct(), Activations())
+    plugins: tuple[Plugin[Any, Any], ...] = (
+        Predict(),
+        VectorJacobianProduct(),
+        Activations(),
+        Original(),
+    )
     return {item.name: Registration(item, "interpret-server", __version__) for item in plugins}

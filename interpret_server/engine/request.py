@@ -152,11 +152,17 @@ def join(batches: list[Batch]) -> Batch:
     )
 
 
-def take(batch: Batch, rows: slice, classifier: Classifier) -> Batch:
-    """Some rows of a batch, encoded, on the classifier's device."""
+def take(batch: Batch, rows: slice, classifier: Classifier, *, as_sent: bool = False) -> Batch:
+    """Some rows of a batch, encoded, on the classifier's device.
+
+    Args:
+        as_sent: leave the inputs on the CPU as callers send them.
+    """
     device, inputs = classifier.device, batch.inputs[rows]
+    if not as_sent:
+        inputs = (classifier.encode(inputs) if batch.has_inputs else inputs).to(device)
     return Batch(
-        inputs=(classifier.encode(inputs) if batch.has_inputs else inputs).to(device),
+        inputs=inputs,
         targets=batch.targets.take(rows).to(device),
         seeds=batch.seeds[rows],
         tensors={name: tensor[rows].to(device) for name, tensor in batch.tensors.items()},

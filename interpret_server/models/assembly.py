@@ -73,6 +73,13 @@ class Body:
     precision: torch.dtype | None = None
     unsteady: str = ""
 
+    @property
+    def at_once(self) -> int | None:
+        """Rows that the file's own execution takes at a time; None where that does not matter."""
+        if self.mixes_rows:
+            return 1
+        return self.module.size if isinstance(self.module, InGroups) else None
+
 
 class Chosen(nn.Module):
     """One output of a module, with its inputs and outputs cast."""

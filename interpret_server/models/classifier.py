@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,9 @@ from .packing import Packing
 from .relu_rules import ReluRule, relu_rule
 from .targets import TargetKind, Targets
 from .traits import Bounds, Capability, Gradient, Layer
+
+if TYPE_CHECKING:
+    from .answers import FileAnswers
 
 __all__ = ["Bounds", "Capability", "Classifier", "Gradient", "Layer"]
 
@@ -46,6 +49,7 @@ class Classifier:
     Attributes:
         guard: why the file's program takes other steps at the size of some of callers' rows; None
             where it takes the same.
+        answers: what the file itself answers to callers' rows; None where nothing runs it.
     """
 
     def __init__(
@@ -81,6 +85,7 @@ class Classifier:
         self._carried = carried
         self._encoder = encoder
         self.guard: Callable[[Tensor], str | None] | None = None
+        self.answers: FileAnswers | None = None
         self._sizes: OrderedDict[tuple[int, ...], str | None] = OrderedDict()
         self._bounds, self._mean = bounds, mean
         self._shapes: OrderedDict[tuple[str, tuple[int, ...]], tuple[int, ...]] = OrderedDict()

@@ -10,6 +10,7 @@ from torch import Tensor, fx
 
 from ..engine.api import InputInfo, LayerInfo, ModelInfo, Verification
 from ..errors import InvalidRequest, ModelRejected
+from .answers import FileAnswers
 from .assembly import Body, assemble, from_graph, from_module
 from .batching import InGroups
 from .classifier import Capability, Classifier
@@ -133,6 +134,9 @@ def _load(
     if samples is not None:
         batches += read_samples(samples, rows.inputs, rows.limits)
     verification, notes = _verified(classifier, body, rows, original, lowered, batches)
+    if original.module is not None:
+        kept = body.form != "graph" and device.type == "cpu"
+        classifier.answers = FileAnswers(path, sha256, manifest, original, body, open=kept)
     with PRODUCTS.held(device, Precision.FLOAT32):
         _move(classifier, device, rows.x.probes()[1])
     notes += reduce_precision(classifier, precision, [rows.encode(raw) for raw in batches])
@@ -216,8 +220,7 @@ def _verified(
         return _unsteady(classifier, body.unsteady)
     if original.module is None:
         return _NOTHING, []
-    at_once = body.module.size if isinstance(body.module, InGroups) else None
-    at_once = 1 if body.mixes_rows else at_once
+    at_once = body.at_once
     reference = original.output(body.index, at_once)
 
     def judged(reference: Callable[[Tensor], Tensor], dtype: torch.dtype) -> Verification:

@@ -166,6 +166,9 @@ class OnnxSource(Source):
 
         return import_model(self.path, straight_through=self.straight_through)
 
+    def drop_graph(self) -> None:
+        self._lowered = None
+
     def lower(self, *examples: Tensor) -> Lowered:
         lowered, self._lowered = self._lowered or self._import(), None
         return lowered

@@ -89,6 +89,10 @@ class Source(ABC):
             Unlowerable: naming the operator or construct in the way.
         """
 
+    def drop_graph(self) -> None:
+        """Forget what was kept for `lower`, which nobody will ask for."""
+        return
+
     def fall_back(self, failure: Exception | None, example: Sequence[Tensor]) -> bool:
         """Put another executor, or none, in the place of one that fails on a sound file.
 

@@ -92,3 +92,20 @@ async def test_what_else_is_served_changes_no_bit_of_a_call_that_runs_alone(tmp_
                     assert busy.provenance.batch_rows == MAX_BATCH
             assert learned.provenance.batch_rows < MAX_BATCH
             assert quiet.provenance.batch_rows == MAX_BATCH
+
+
+async def test_a_sandboxed_worker_opens_the_file_again(tmp_path: Path) -> None:
+    path = network(tmp_path / "net.pt")
+    ask = attack("_original", {}, alone=True)
+    ask = dataclasses.replace(ask, targets=())
+    async with fleet_of() as fleet:
+        await fleet.load("net", path, MANIFEST)
+        found = (await result(fleet, ask)).tensors
+        assert isinstance(ask.inputs, Array)
+        assert bytes(found["inputs"].data) == bytes(ask.inputs.data)
+    images = torch.frombuffer(bytearray(ask.inputs.data), dtype=torch.float32)
+    with torch.no_grad():
+        archive = torch.jit.load(str(path))
+        parts = images.reshape(ROWS, 1, 6, 6).split(MAX_BATCH)
+        expected = torch.cat([archive(part) for part in parts])
+    assert bytes(found["scores"].data) == expected.numpy().tobytes()
