@@ -42,7 +42,7 @@ class FileAnswers:
         manifest: with which it was loaded.
         original: the opened file, which the served form was verified against.
         body: the served form.
-        open: it stays open anyway.
+        stays_open: it does in any case.
     """
 
     def __init__(
@@ -53,13 +53,13 @@ class FileAnswers:
         original: Original,
         body: Body,
         *,
-        open: bool,
+        stays_open: bool,
     ) -> None:
         self._path, self._sha256, self._manifest = path, sha256, manifest
         self._index, self._at_once = body.index, body.at_once
         self._source, self._classes = body.source, body.classes
         self._executor = original.source.executor
-        self._original = original if open else None
+        self._original = original if stays_open else None
 
     def __call__(self, rows: Tensor) -> Answers:
         """The file's answers to callers' rows, on the CPU.

@@ -136,7 +136,7 @@ def _load(
     verification, notes = _verified(classifier, body, rows, original, lowered, batches)
     if original.module is not None:
         kept = body.form != "graph" and device.type == "cpu"
-        classifier.answers = FileAnswers(path, sha256, manifest, original, body, open=kept)
+        classifier.answers = FileAnswers(path, sha256, manifest, original, body, stays_open=kept)
     with PRODUCTS.held(device, Precision.FLOAT32):
         _move(classifier, device, rows.x.probes()[1])
     notes += reduce_precision(classifier, precision, [rows.encode(raw) for raw in batches])
