@@ -6,6 +6,7 @@ earlier units of the same batch found.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from enum import StrEnum
 from typing import Any, NamedTuple
 
@@ -14,12 +15,15 @@ from pydantic import BaseModel, ConfigDict, Field
 from ..engine.api import ModelInfo, PluginInfo
 from ..errors import FailedPrecondition, InvalidRequest, NotFound
 from .spec import AuditSpec, NormName, Threat
-from .suites import SEVERITIES, SuiteAttack, attacks_of, minimal_of
+from .suites import SEVERITIES, UNBOUNDED_STEPS, SuiteAttack, attacks_of, minimal_of
 
 FORMAT = 1
 _BATCH = 128
-_STEPS = 100  # of the attack without a radius that checks for masked gradients
 _CORRUPTIONS = "corruptions"
+_OURS = ("norm", "epsilon", "confirm_small_epsilon")  # parameters that the threat models settle
+_AT_RANDOM = (
+    "The model answers at random, so the gradients of the suite standard are means of 20 passes."
+)
 
 
 class StageKind(StrEnum):
@@ -103,19 +107,21 @@ def make_plan(
     """Settle what an audit does.
 
     Raises:
-        InvalidRequest: the model takes tokens or several inputs, or a radius or a parameter makes
-            no sense for it.
+        InvalidRequest: the model takes tokens or several inputs, or a radius, an attack or a
+            parameter makes no sense for it.
         NotFound: there is no such plugin.
         FailedPrecondition: the model lacks what an attack needs.
     """
+    if samples < 1:
+        raise InvalidRequest.field("data", "there are no samples")
     _check_model(model)
     planner = _Planner(spec, model, {item.name: item for item in plugins})
-    stages = tuple(planner.stages())
+    stages = (Stage(key="clean", kind=StageKind.CLEAN), *planner.stages())
     if len(stages) == 1:
         raise FailedPrecondition(
             f"suite: no attack of it can run on {model.name}: {' '.join(planner.notes)}"
         )
-    size = min(spec.batch_size or min(_BATCH, model.max_batch), model.max_batch, samples)
+    size = min(spec.batch_size or _BATCH, model.max_batch, samples)
     return Plan(samples=samples, batch_size=size, stages=stages, notes=tuple(planner.notes))
 
 
@@ -124,6 +130,8 @@ def _check_model(model: ModelInfo) -> None:
         raise InvalidRequest.field(
             "model", f"{model.name} takes several inputs or tokens; audits change one array"
         )
+    if model.logits_from == "values":
+        raise InvalidRequest.field("model", f"{model.name} gives values, and names no class")
     if model.bounds is None:
         raise FailedPrecondition(
             f"model: {model.name} states no bounds of its input; load it with `bounds` in its "
@@ -138,37 +146,48 @@ class _Planner:
         assert model.bounds is not None
         self._spec, self._model, self._plugins = spec, model, plugins
         self._width = model.bounds[1] - model.bounds[0]
-        self.notes: list[str] = []
+        self._notes: dict[str, None] = {}
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return tuple(self._notes)
 
     def stages(self) -> Iterator[Stage]:
-        yield Stage(key="clean", kind=StageKind.CLEAN)
+        """All but the first."""
         if self._spec.suite == "corruption" and not self._spec.attacks:
             yield from self._corruptions()
+            return
+        at_random = "deterministic" not in self._model.capabilities
+        if at_random and self._spec.suite == "standard" and not self._spec.attacks:
+            self._note(_AT_RANDOM)
+        gradients = False
+        self._check_attacks()
         for position, threat in enumerate(self._spec.threats):
             self._check_radii(position, threat)
+            attacks = self._able(attacks_of(self._spec, threat.norm, at_random=at_random))
+            within = [item for item in attacks if self._has(item.plugin, "epsilon")]
+            nearest = [item for item in attacks if item not in within]
+            nearest += self._able(minimal_of(self._spec, threat.norm))
+            within, nearest = (self._in_norm(some, threat.norm) for some in (within, nearest))
             for epsilon in threat.epsilons:
-                for attack in self._able(attacks_of(self._spec, threat.norm)):
-                    yield self._attack(attack, threat.norm, epsilon)
-            for attack in self._able(minimal_of(self._spec, threat.norm)):
-                yield self._minimal(attack, threat.norm)
-            yield from self._unbounded(threat.norm)
+                yield from (self._attack(item, threat.norm, epsilon) for item in within)
+            yield from (self._minimal(item, threat.norm) for item in nearest)
+            if not nearest and self._spec.minimal and self._spec.suite == "black_box":
+                self._note(f"No attack of the suite seeks the smallest change in {threat.norm}.")
+            gradients |= any(self._needs_gradients(item.plugin) for item in within + nearest)
+        if gradients:
+            yield self._unbounded()
 
     def _attack(self, attack: SuiteAttack, norm: NormName, epsilon: float) -> Stage:
-        params = {"norm": norm, **self._params(attack), "epsilon": epsilon}
-        if self._spec.confirm_small_epsilon:
+        params = self._params(attack, norm) | {"epsilon": epsilon}
+        if self._spec.confirm_small_epsilon and self._has(attack.plugin, "confirm_small_epsilon"):
             params["confirm_small_epsilon"] = True
-        known = self._plugins[attack.plugin].schema.get("properties", {})
-        for name in ("epsilon", "norm"):
-            if name not in known and (name == "epsilon" or norm != "linf"):
-                raise InvalidRequest.field(
-                    "attacks", f"{attack.name}: {attack.plugin} takes no {name} for a threat model"
-                )
         return Stage(
-            key=f"{norm}:{epsilon:g}:{attack.name}",
+            key=f"{norm}:{epsilon!r}:{attack.name}",
             kind=StageKind.ATTACK,
             attack=attack.name,
             plugin=attack.plugin,
-            params={name: value for name, value in params.items() if name in known},
+            params=params,
             norm=norm,
             epsilon=epsilon,
             gradients=self._needs_gradients(attack.plugin),
@@ -180,27 +199,30 @@ class _Planner:
             kind=StageKind.MINIMAL,
             attack=attack.name,
             plugin=attack.plugin,
-            params={"norm": norm, **self._params(attack)},
+            params=self._params(attack, norm),
             norm=norm,
             gradients=self._needs_gradients(attack.plugin),
         )
 
-    def _unbounded(self, norm: NormName) -> Iterator[Stage]:
-        if norm != "linf" or not self._can_run("pgd") or self._spec.suite == "black_box":
-            return
-        yield Stage(
-            key=f"unbounded:{norm}",
+    def _unbounded(self) -> Stage:
+        """PGD anywhere within the bounds: what stands there has gradients that lead nowhere."""
+        return Stage(
+            key="unbounded:linf",
             kind=StageKind.UNBOUNDED,
             attack="pgd without a radius",
             plugin="pgd",
-            params={"norm": norm, "epsilon": self._width, "steps": _STEPS},
-            norm=norm,
+            params={"norm": "linf", "steps": UNBOUNDED_STEPS, "epsilon": self._width},
+            norm="linf",
             epsilon=self._width,
             gradients=True,
             first_batch=True,
         )
 
     def _corruptions(self) -> Iterator[Stage]:
+        if len(self._model.input_shape) != 3:
+            raise InvalidRequest.field(
+                "suite", f"{self._model.name} takes no images, which corruptions are made for"
+            )
         plugin = self._find(_CORRUPTIONS)
         for name in plugin.schema["properties"]["corruptions"]["default"]:
             for severity in SEVERITIES:
@@ -226,42 +248,96 @@ class _Planner:
                 field, f"{threat.epsilons[-1]:g} is more than the width of the bounds"
             )
 
-    def _params(self, attack: SuiteAttack) -> dict[str, Any]:
-        params = dict(attack.params)
-        if attack.budgeted and self._spec.budget.queries is not None:
-            params[attack.budgeted] = self._spec.budget.queries
+    def _check_attacks(self) -> None:
+        """Refuse what a caller's list names that no audit can run.
+
+        What parameters hold is for the plugins themselves to judge, before an audit begins.
+        """
+        norms = {threat.norm for threat in self._spec.threats}
+        for position, attack in enumerate(self._spec.attacks):
+            place = f"attacks[{position}]"
+            plugin = self._find(attack.plugin, f"{place}.plugin")
+            if plugin.rows != "independent":
+                raise InvalidRequest.field(
+                    f"{place}.plugin",
+                    f"{plugin.name} changes its rows together, and samples are judged one by one",
+                )
+            needed = [role.required for role in plugin.models]
+            needed += [tensor.required for tensor in plugin.tensors]
+            if any(needed):
+                raise InvalidRequest.field(
+                    f"{place}.plugin", f"{plugin.name} takes more than a model and its inputs"
+                )
+            for name in _OURS:
+                if name in attack.params:
+                    raise InvalidRequest.field(
+                        f"{place}.params.{name}", "the threat models say so; leave it out"
+                    )
+            if attack.params.get("targeted"):
+                raise InvalidRequest.field(
+                    f"{place}.params.targeted", "an audit leaves the true class; leave it out"
+                )
+            if not norms & self._norms(plugin):
+                raise InvalidRequest.field(
+                    f"{place}.plugin", f"{plugin.name} takes no norm of the threat models"
+                )
+
+    def _params(self, attack: SuiteAttack, norm: NormName) -> dict[str, Any]:
+        params, most = {"norm": norm, **attack.params}, self._spec.budget.queries
+        counts = self._has(attack.plugin, "queries") and not self._needs_gradients(attack.plugin)
+        if most is not None and counts:
+            asked = attack.params.get("queries", most) if attack.place else most
+            params["queries"] = min(most, asked) if isinstance(asked, int) else asked
         return params
 
-    def _able(self, attacks: Sequence[SuiteAttack]) -> Iterator[SuiteAttack]:
+    def _able(self, attacks: Sequence[SuiteAttack]) -> list[SuiteAttack]:
         """The attacks that the model can be attacked by; the black-box suite leaves out others."""
+        able = []
         for attack in attacks:
-            lacking = self._lacking(attack.plugin)
+            lacking = sorted(self._find(attack.plugin).requires - self._model.capabilities)
             if not lacking:
-                yield attack
-            elif self._spec.suite != "black_box" or self._spec.attacks:
-                why = self._model.lacking.get(lacking[0], f"it lacks {lacking[0]}")
+                able.append(attack)
+                continue
+            why = self._model.lacking.get(lacking[0], f"it lacks {lacking[0]}")
+            if attack.place or self._spec.suite != "black_box":
                 raise FailedPrecondition(
-                    f"suite: {attack.name} cannot run on {self._model.name} ({why}); the suite "
-                    "black_box needs answers alone"
+                    f"{attack.place or 'suite'}: {attack.name} cannot run on {self._model.name} "
+                    f"({why}); the suite black_box needs answers alone"
                 )
+            self._note(f"{attack.name} is left out: {why}.")
+        return able
+
+    def _in_norm(self, attacks: Sequence[SuiteAttack], norm: NormName) -> list[SuiteAttack]:
+        found = []
+        for attack in attacks:
+            if norm in self._norms(self._find(attack.plugin)):
+                found.append(attack)
             else:
-                note = f"{attack.name} is left out: the model lacks {' and '.join(lacking)}."
-                if note not in self.notes:
-                    self.notes.append(note)
+                self._note(f"{attack.name} is left out in {norm}, which it does not know.")
+        return found
 
-    def _can_run(self, plugin: str) -> bool:
-        return plugin in self._plugins and not self._lacking(plugin)
+    @staticmethod
+    def _norms(plugin: PluginInfo) -> set[str]:
+        """Those of a plugin's parameter `norm`; none where it has no such parameter."""
+        norm = plugin.schema.get("properties", {}).get("norm", {})
+        return {*norm.get("enum", ()), *([norm["const"]] if "const" in norm else ())}
 
-    def _lacking(self, plugin: str) -> list[str]:
-        return sorted(self._find(plugin).requires - self._model.capabilities)
+    def _has(self, plugin: str, param: str) -> bool:
+        return param in self._find(plugin).schema.get("properties", {})
 
     def _needs_gradients(self, plugin: str) -> bool:
         return "gradient" in self._find(plugin).requires
 
-    def _find(self, name: str) -> PluginInfo:
+    def _find(self, name: str, field: str = "suite") -> PluginInfo:
         found = self._plugins.get(name)
         if found is None:
-            raise NotFound(f"attacks: there is no plugin {name[:80]!r}")
+            attacks = [item.name for item in self._plugins.values() if item.kind == "attack"]
+            close = get_close_matches(name, attacks, n=3)
+            hint = f"; did you mean {', '.join(close)}?" if close else ""
+            raise NotFound(f"{field}: there is no plugin {name[:80]!r}{hint}")
         if found.kind != "attack":
-            raise InvalidRequest.field("attacks", f"{name} is no attack")
+            raise InvalidRequest.field(field, f"{name} is no attack")
         return found
+
+    def _note(self, sentence: str) -> None:
+        self._notes[sentence] = None

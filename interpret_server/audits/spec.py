@@ -62,7 +62,7 @@ class Budget(_Model):
     )
     queries: int | None = Field(
         None,
-        ge=1,
+        ge=100,
         le=10_000_000,
         description="Queries that each black-box attack may spend on a sample.",
     )
