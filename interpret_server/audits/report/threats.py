@@ -1,0 +1,192 @@
+"""Figures of a threat model: one norm, at all of its radii."""
+
+import math
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+from ..plan import Stage, StageKind
+from ..records import Outcome
+from ..standing import within
+from .evidence import Evidence
+from .statistics import clopper_pearson, quantile, rounded, share
+
+FRAGILE = 12  # samples that are shown
+_POINTS = 100  # of a curve, between its ends
+_REACH = 0.95  # quantile of the known distances that a curve goes to
+
+
+def threat_figures(evidence: Evidence, norm: str) -> dict[str, Any]:
+    """All figures of a norm.
+
+    Robust accuracy at a radius is the share of all samples that are classified correctly and not
+    broken there; the curve says the same between the radii, and beyond them as far as the search
+    for smallest changes tells.
+    """
+    radii = evidence.radii(norm)
+    return {
+        "norm": norm,
+        "radii": [_at(evidence, norm, radius) for radius in radii],
+        "curve": _curve(evidence, norm, radii),
+        "attacks": _attacks(evidence, norm, radii),
+        "smallest": _smallest(evidence, norm),
+        "confusion": confusion(
+            (evidence.samples[row].label, best.decision)
+            for row, best in evidence.nearest(norm).items()
+            if radii and within(best.distance(norm), radii[-1])
+        ),
+        "fragile": _fragile(evidence, norm),
+    }
+
+
+def confusion(pairs: Iterable[tuple[int, int]]) -> list[dict[str, int]]:
+    """How often a class was taken for which; the most frequent first."""
+    counted = sorted(Counter(pairs).items(), key=lambda item: (-item[1], item[0]))
+    return [
+        {"label": label, "decision": decision, "count": count}
+        for (label, decision), count in counted
+    ]
+
+
+def proportion(count: int, total: int) -> dict[str, Any]:
+    """A share with its interval."""
+    return {"accuracy": share(count, total), "interval": list(clopper_pearson(count, total))}
+
+
+def queries_of(outcomes: list[Outcome]) -> dict[str, Any]:
+    """Queries of a stage: all of them, and the median over its samples."""
+    spent = [outcome.queries for outcome in outcomes]
+    return {"total": sum(spent), "median": quantile(spent, 0, 0.5)}
+
+
+def _at(evidence: Evidence, norm: str, radius: float) -> dict[str, Any]:
+    broken = len(evidence.broken(norm, radius))
+    standing = len(evidence.correct) - broken
+    return {
+        "epsilon": radius,
+        "broken": broken,
+        "standing": standing,
+        **proportion(standing, len(evidence.samples)),
+    }
+
+
+def _curve(evidence: Evidence, norm: str, radii: tuple[float, ...]) -> dict[str, list[Any]]:
+    distances = sorted(best.distance(norm) for best in evidence.nearest(norm).values())
+    top = max(radii, default=0.0)
+    if distances and any(evidence.stages(StageKind.MINIMAL, norm)):
+        top = max(top, distances[math.ceil(_REACH * len(distances)) - 1])
+    points = sorted({*radii, *(rounded(top * step / _POINTS) for step in range(_POINTS + 1))})
+    total, correct = len(evidence.samples), len(evidence.correct)
+    standing = [correct - sum(within(item, point) for item in distances) for point in points]
+    return {
+        "epsilon": points,
+        "standing": standing,
+        "accuracy": [share(count, total) for count in standing],
+        "interval": [list(clopper_pearson(count, total)) for count in standing],
+    }
+
+
+def _attacks(evidence: Evidence, norm: str, radii: tuple[float, ...]) -> list[dict[str, Any]]:
+    """What every stage contributed, in order.
+
+    `broken` are the samples with a confirmed example within the stage's radius, for smallest
+    changes within the largest one, and `unique` those that no other stage of the norm breaks there.
+    """
+    reach = {stage.key: _radius(stage, radii) for stage in evidence.stages(norm=norm)}
+    breakers = {radius: _breakers(evidence, norm, radius) for radius in set(reach.values())}
+    found = []
+    for stage in evidence.stages(norm=norm):
+        outcomes = evidence.by_stage[stage.key]
+        by_row = breakers[reach[stage.key]]
+        broken = [item.row for item in outcomes if stage.key in by_row.get(item.row, ())]
+        distances = [item.distance(norm) for item in outcomes if item.confirmed]
+        found.append(
+            {
+                "stage": stage.key,
+                "kind": stage.kind.value,
+                "attack": stage.attack,
+                "epsilon": stage.epsilon,
+                "attacked": len(outcomes),
+                "claimed": sum(item.claimed for item in outcomes),
+                "confirmed": len(distances),
+                "broken": len(broken),
+                "share": share(len(broken), len(outcomes)),
+                "unique": sum(len(by_row[row]) == 1 for row in broken),
+                "queries": queries_of(outcomes),
+                "median_distance": quantile(distances, len(outcomes) - len(distances), 0.5),
+            }
+        )
+    return found
+
+
+def _radius(stage: Stage, radii: tuple[float, ...]) -> float:
+    if stage.kind is StageKind.MINIMAL:
+        return max(radii, default=math.inf)
+    assert stage.epsilon is not None
+    return stage.epsilon
+
+
+def _breakers(evidence: Evidence, norm: str, radius: float) -> dict[int, set[str]]:
+    """The stages that break each row at a radius."""
+    found: dict[int, set[str]] = {}
+    for stage in evidence.stages(norm=norm):
+        for item in evidence.by_stage[stage.key]:
+            if item.confirmed and within(item.distance(norm), radius):
+                found.setdefault(item.row, set()).add(stage.key)
+    return found
+
+
+def _smallest(evidence: Evidence, norm: str) -> dict[str, Any] | None:
+    """Quartiles of the smallest known distance over the samples whose smallest change was sought.
+
+    Samples without any example count as larger than all, so a quartile that lies among them is
+    null.
+    """
+    stages = list(evidence.stages(StageKind.MINIMAL, norm))
+    if not stages:
+        return None
+    sought = {
+        item.row
+        for stage in stages
+        for item in evidence.by_stage[stage.key]
+        if item.row in evidence.correct
+    }
+    nearest = evidence.nearest(norm)
+    known = [nearest[row].distance(norm) for row in sought if row in nearest]
+    none = len(sought) - len(known)
+    return {
+        "samples": len(sought),
+        "found": len(known),
+        "none": none,
+        "quartiles": [quantile(known, none, q) for q in (0.25, 0.5, 0.75)],
+    }
+
+
+def _fragile(evidence: Evidence, norm: str) -> list[dict[str, Any]]:
+    nearest = evidence.nearest(norm)
+    ordered = sorted(nearest.items(), key=lambda item: (item[1].distance(norm), item[0]))
+    return [
+        fragile_sample(evidence, outcome) | {"distance": outcome.distance(norm)}
+        for _, outcome in ordered[:FRAGILE]
+    ]
+
+
+def fragile_sample(evidence: Evidence, outcome: Outcome) -> dict[str, Any]:
+    """A sample with the example that shows how fragile it is, and where both lie."""
+    sample = evidence.samples[outcome.row]
+    return {
+        "row": sample.row,
+        "label": sample.label,
+        "confidence": _known(sample.confidence),
+        "decision": outcome.decision,
+        "decision_confidence": _known(outcome.confidence),
+        "margin": _known(outcome.margin),
+        "stage": outcome.stage,
+        "attack": evidence.plan.stage(outcome.stage).attack,
+        "input": evidence.input_place(sample.row)._asdict(),
+        "example": evidence.example_places[outcome.stage, outcome.row]._asdict(),
+    }
+
+
+def _known(value: float) -> float | None:
+    return value if math.isfinite(value) else None
