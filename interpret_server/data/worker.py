@@ -8,7 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, cast
 
-from ..engine.api import Call, Event, ModelInfo, PluginInfo, Worker
+from ..engine.api import Call, Event, ModelInfo, PluginInfo, StoredModel, Worker
 from ..errors import FailedPrecondition, InvalidRequest, Overloaded, RequestTooLarge
 from ..models.manifest import Manifest
 from .calls import FIELD, StoredCall
@@ -51,6 +51,10 @@ class DataWorker(Worker):
     ) -> ModelInfo:
         """As the worker's."""
         return await self._worker.load(name, path, manifest, replace=replace, samples=samples)
+
+    async def keep(self, name: str, folder: Path) -> StoredModel:
+        """As the worker's."""
+        return await self._worker.keep(name, folder)
 
     async def unload(self, name: str) -> None:
         """As the worker's."""

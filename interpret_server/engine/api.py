@@ -262,7 +262,8 @@ class ModelInfo:
 
     `inputs` are what callers send, and `input_*` describe the first of them; `explained_shape` is
     the row shape of what plugins explain and change: embeddings for tokens, all values of several
-    inputs in one axis. Sizes are -1 where they are free.
+    inputs in one axis. Sizes are -1 where they are free. `files` are the names of the files beside
+    its own that it needs.
     """
 
     name: str
@@ -292,6 +293,24 @@ class ModelInfo:
     max_batch: int
     inputs: tuple[InputInfo, ...] = ()
     explained_shape: tuple[int, ...] = ()
+    files: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class StoredModel:
+    """Copies of a model's files, from which `Worker.load` makes the same model again.
+
+    Args:
+        path: of the model's file.
+        manifest: with which it was loaded.
+        sha256: of the file.
+        samples: real inputs that it was verified with, or None.
+    """
+
+    path: Path
+    manifest: Manifest
+    sha256: str
+    samples: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -378,6 +397,19 @@ class Worker(Protocol):
 
     async def unload(self, name: str) -> None:
         """Forget a model once the calls that run on it are done. Raises NotFound."""
+        ...
+
+    async def keep(self, name: str, folder: Path) -> StoredModel:
+        """Copy a model's files into a new folder, which appears at once and whole.
+
+        The same model can be loaded from there when its own files are gone. `engine.stored` reads
+        the folder again.
+
+        Raises:
+            NotFound: no model of that name is loaded.
+            AlreadyExists: there is such a folder.
+            FailedPrecondition: a file is gone or has changed, or the copy cannot be written.
+        """
         ...
 
     def run(self, call: Call) -> AsyncIterator[Event]:

@@ -13,6 +13,7 @@ import torch
 
 from ..errors import (
     DeadlineExceeded,
+    FailedPrecondition,
     InterpretError,
     NotFound,
     Unavailable,
@@ -21,7 +22,7 @@ from ..models.classifier import Classifier
 from ..models.manifest import Manifest
 from ..registry import Registration, Registry
 from .allocator import collect
-from .api import Call, Event, ModelInfo, PluginInfo, Preview, Progress, Result
+from .api import Call, Event, ModelInfo, PluginInfo, Preview, Progress, Result, StoredModel
 from .decode import decode, decoded_bytes
 from .describe import describe_classifier, describe_plugin, describe_roles
 from .drawing import draw_preview
@@ -41,6 +42,7 @@ from .results import assemble
 from .roles import check_roles, check_second
 from .schedule import MAX_QUEUE_BYTES, Scheduler
 from .sizes import MAX_STEP_SECONDS
+from .stored import ModelFiles
 
 INLINE_BYTES = 1 << 20  # work on more than this leaves the event loop
 _JOIN_SECONDS = 1.0
@@ -158,7 +160,12 @@ class LocalWorker:
         self._check_open()
         if name in self._served:
             self._release(name)
-        self._served[name] = Served(loaded.classifier, loaded.info, self._max_step)
+        self._served[name] = Served(
+            loaded.classifier,
+            loaded.info,
+            self._max_step,
+            files=ModelFiles(path, manifest, samples),
+        )
         return loaded.info
 
     async def unload(self, name: str) -> None:
@@ -171,6 +178,20 @@ class LocalWorker:
         releasing = self._release(name)
         await users.empty()
         await asyncio.wait({releasing}, timeout=_RELEASE_SECONDS)
+
+    async def keep(self, name: str, folder: Path) -> StoredModel:
+        """Copy a model's files into a new folder, which appears at once and whole.
+
+        Raises:
+            NotFound: no model of that name is loaded.
+            AlreadyExists: there is such a folder.
+            FailedPrecondition: the model has no file, it is gone or has changed, or the copy
+                cannot be written.
+        """
+        served = self._find_model(name)
+        if served.files is None:
+            raise FailedPrecondition(f"{name} was not loaded from a file")
+        return await asyncio.to_thread(served.files.store, served.info, folder)
 
     async def run(self, call: Call) -> AsyncGenerator[Event, None]:
         """Progress and previews in order, then exactly one `Result`; closing cancels the call.

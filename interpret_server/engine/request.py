@@ -14,6 +14,7 @@ from ..registry import AnyPlugin, Registration
 from .api import Call, ModelInfo
 from .occupancy import Occupancy
 from .sizes import MAX_STEP_SECONDS, BatchSizes
+from .stored import ModelFiles
 
 
 @dataclass(eq=False)
@@ -22,11 +23,13 @@ class Served:
 
     Args:
         max_step: seconds that a step of a batch should take at most.
+        files: that it was loaded from, if any.
     """
 
     classifier: Classifier
     info: ModelInfo
     max_step: float = MAX_STEP_SECONDS
+    files: ModelFiles | None = None
     users: Occupancy = field(default_factory=Occupancy)
     sizes: BatchSizes = field(init=False)
 

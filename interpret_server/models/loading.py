@@ -148,6 +148,7 @@ def _load(
         manifest=manifest,
         file_format=file_format,
         size=size,
+        files=source.files,
         dtype=source.dtype if body.form == "archive" else rows.x.dtype,
         notes=(
             *source.notes,
@@ -333,6 +334,7 @@ def _info(
     manifest: Manifest,
     file_format: Format,
     size: int,
+    files: tuple[str, ...],
     dtype: torch.dtype,
     notes: tuple[str, ...],
     max_batch: int,
@@ -387,6 +389,7 @@ def _info(
         max_batch=max_batch,
         inputs=inputs,
         explained_shape=_wire(classifier.input_sizes),
+        files=files,
     )
 
 

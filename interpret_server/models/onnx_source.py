@@ -36,6 +36,7 @@ class OnnxSource(Source):
                 )
         self.inputs = tuple(FileInput(item.name, item.shape, item.dtype) for item in header.inputs)
         self.output_names = tuple(item.name for item in header.outputs)
+        self.files = header.files
         floating = [
             item.dtype for item in header.inputs if item.dtype and item.dtype.is_floating_point
         ]

@@ -41,12 +41,14 @@ class Source(ABC):
         straight_through: whether quantisation passes gradients as if it did not round.
         decides_by_size: the file's program may take other steps at other sizes.
         form: of the fallback, where there is no graph: `archive` or `runtime`.
+        files: names of the files beside it that hold its data.
     """
 
     form: ClassVar[str]
     decides_by_size: ClassVar[bool] = False
     inputs: tuple[FileInput, ...]
     output_names: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
     dtype: torch.dtype = torch.float32
     executor: str
 

@@ -7,7 +7,8 @@ from dataclasses import replace as changed
 from pathlib import Path
 from typing import Any, cast
 
-from ..engine.api import Call, Event, ModelInfo, PluginInfo, Worker
+from ..engine.api import Call, Event, ModelInfo, PluginInfo, StoredModel, Worker
+from ..engine.naming import is_hidden, no_model, wrong_name
 from ..errors import AlreadyExists, NotFound
 from ..models.manifest import Manifest
 
@@ -17,7 +18,8 @@ class Names(Worker):
 
     A version of the repository is loaded once, as `net@3`; `net` and `net@stable` are aliases of
     it. A call goes to the model that its name means at that moment and stays with it. A model of
-    a client's own called `net` hides the alias until it is unloaded.
+    a client's own called `net` hides the alias until it is unloaded. Models with hidden names,
+    which the front end loads into the worker for itself, do not exist here.
 
     Args:
         worker: holds the models under their own names.
@@ -35,7 +37,7 @@ class Names(Worker):
 
     def models(self) -> tuple[ModelInfo, ...]:
         """Every loaded model once, by name: the default version of `net` as `net`."""
-        return tuple(sorted(map(self._shown, self._worker.models()), key=lambda info: info.name))
+        return tuple(sorted(map(self._shown, self._own().values()), key=lambda info: info.name))
 
     def find(self, name: str, version: str = "") -> ModelInfo:
         """What is known of the model that a name means.
@@ -75,7 +77,7 @@ class Names(Worker):
 
     def holds(self, own: str) -> bool:
         """Whether a model of that own name is loaded."""
-        return any(info.name == own for info in self._worker.models())
+        return own in self._own()
 
     def alias(self, name: str) -> str | None:
         """The own name that an alias stands for, be it hidden or not."""
@@ -132,6 +134,8 @@ class Names(Worker):
         Raises:
             InvalidModel, ModelRejected, InvalidRequest, AlreadyExists.
         """
+        if is_hidden(name):
+            raise wrong_name(name)
         if name in self._aliases and not replace:
             raise AlreadyExists(
                 f"name: a model called {name} is loaded; unload it first, or ask to replace it"
@@ -149,6 +153,8 @@ class Names(Worker):
         Raises:
             InvalidModel, ModelRejected, InvalidRequest, Unavailable.
         """
+        if is_hidden(own):
+            raise wrong_name(own)
         return await self._worker.load(own, path, manifest, replace=True, samples=samples)
 
     async def unload(self, name: str) -> None:
@@ -157,9 +163,15 @@ class Names(Worker):
         Raises:
             NotFound: no model of that name is loaded.
         """
+        self._check(name, "name")
         own = self.own_name(name)
         self._aliases = {alias: item for alias, item in self._aliases.items() if item != own}
         await self._worker.unload(own)
+
+    async def keep(self, name: str, folder: Path) -> StoredModel:
+        """As the worker's."""
+        self._check(name)
+        return await self._worker.keep(self.own_name(name), folder)
 
     async def retire(self, own: str) -> None:
         """As `unload`, but without waiting for calls; a model that is not loaded is left alone."""
@@ -171,6 +183,9 @@ class Names(Worker):
 
     def run(self, call: Call) -> AsyncIterator[Event]:
         """As the worker's; names are looked up at once, or once their models are loaded."""
+        self._check(call.model)
+        for role, name in call.models.items():
+            self._check(name, f"models.{role}")
         called = {call.model, *call.models.values()}
         if any(called & names.keys() for names in self._expected.values()):
             return self._run_later(call)
@@ -197,7 +212,11 @@ class Names(Worker):
         await self._worker.close(grace)
 
     def _own(self) -> dict[str, ModelInfo]:
-        return {info.name: info for info in self._worker.models()}
+        return {info.name: info for info in self._worker.models() if not is_hidden(info.name)}
+
+    def _check(self, name: str, field: str = "model") -> None:
+        if is_hidden(name):
+            raise no_model(name, self._own(), field)
 
     def _shown(self, info: ModelInfo) -> ModelInfo:
         """Under its bare name where that means it; a note tells its other names."""

@@ -133,6 +133,9 @@ class FakeWorker:
     async def unload(self, name: str) -> None:
         del self._models[name]
 
+    async def keep(self, name: str, folder: Path) -> api.StoredModel:
+        return api.StoredModel(folder / name, self._models[name].manifest, INFO.sha256)
+
     async def run(self, call: api.Call) -> AsyncIterator[api.Event]:
         self.calls.append(call)
         if self.closed_with is not None:

@@ -155,6 +155,7 @@ MODEL = ModelInfo(
         InputInfo("mask", "integers", (), "int64"),
     ),
     explained_shape=(3, -1, 224),
+    files=("net.data", "ä"),
 )
 
 PLUGIN = PluginInfo(

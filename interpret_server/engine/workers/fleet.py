@@ -18,7 +18,7 @@ from typing import Any
 
 from ...errors import Unavailable
 from ...models.manifest import Manifest
-from ..api import Call, Event, ModelInfo, PluginInfo
+from ..api import Call, Event, ModelInfo, PluginInfo, StoredModel
 from ..naming import check_name, no_model
 from ..occupancy import Occupancy
 from ..roles import check_roles, check_second
@@ -112,7 +112,9 @@ class Fleet:
             self._folder = Path(tempfile.mkdtemp(prefix="interpret-server-"))
         folder = self._folder / str(next(self._numbers))
         try:
-            source = await asyncio.to_thread(_kept, Source(name, path, manifest, samples), folder)
+            source = await asyncio.to_thread(
+                _kept, Source(path, manifest, samples, name=name), folder
+            )
             keeper = Keeper((source,), self._devices, self._spawn, self._patience, folder)
             async with self._turns.turn():
                 self._check_open()
@@ -142,6 +144,19 @@ class Fleet:
         keeper = self._find(name)
         del self._keepers[name]
         await asyncio.shield(self._retire(keeper))
+
+    async def keep(self, name: str, folder: Path) -> StoredModel:
+        """Copy a model's files into a new folder, which appears at once and whole.
+
+        Raises:
+            NotFound: no model of that name is loaded.
+            AlreadyExists: there is such a folder.
+            FailedPrecondition: a file is gone or has changed, or the copy cannot be written.
+        """
+        keeper = self._find(name)
+        with keeper.users.hold():  # else its files may go meanwhile
+            (source,) = keeper.sources
+            return await asyncio.to_thread(source.store, keeper.info, folder)
 
     async def run(self, call: Call) -> AsyncGenerator[Event, None]:
         """Progress and previews in order, then exactly one `Result`; closing cancels the call.

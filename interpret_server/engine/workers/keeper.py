@@ -17,9 +17,9 @@ from ...errors import (
     ModelRejected,
     Unavailable,
 )
-from ...models.manifest import Manifest
 from ..api import ModelInfo
 from ..occupancy import Occupancy
+from ..stored import ModelFiles
 from .connection import Connection
 from .idling import Idleness
 from .turns import Turns
@@ -58,21 +58,15 @@ class Patience:
     ready: float = 30.0
 
 
-@dataclass(frozen=True)
-class Source:
+@dataclass(frozen=True, kw_only=True)
+class Source(ModelFiles):
     """A model's files.
 
     Args:
         name: that the model answers to.
-        path: of the file.
-        manifest: what is known of it.
-        samples: real inputs to verify it with.
     """
 
     name: str
-    path: Path
-    manifest: Manifest
-    samples: Path | None = None
 
     def read(self) -> list[Path]:
         """What its worker may read: the files' own folders, or the files where those are shared."""

@@ -85,11 +85,13 @@ class Header:
         inputs: those that have no stored value, in order.
         outputs: in order.
         opset: version of the default operator set.
+        files: names of those that hold external data.
     """
 
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
     opset: int
+    files: tuple[str, ...] = ()
 
 
 def read_header(path: Path) -> Header:
@@ -106,7 +108,10 @@ def header(model: ModelProto) -> Header:
     stored = {tensor.name for tensor in model.graph.initializer}
     inputs = (_info(item) for item in model.graph.input if item.name not in stored)
     versions = {_domain(item.domain): item.version for item in model.opset_import}
-    return Header(tuple(inputs), tuple(map(_info, model.graph.output)), versions.get("", 1))
+    entries = (item for tensor in _tensors(model) for item in tensor.external_data)
+    files = sorted({item.value for item in entries if item.key == "location"})
+    outputs = tuple(map(_info, model.graph.output))
+    return Header(tuple(inputs), outputs, versions.get("", 1), tuple(files))
 
 
 def load(path: Path, limits: Limits = LIMITS) -> ModelProto:
