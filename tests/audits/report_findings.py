@@ -25,6 +25,7 @@ SHAPE = (1, 4, 4)
 SPEC = AuditSpec.model_validate(
     {"model": "net", "title": "A test", "threats": [{"norm": "linf", "epsilons": [0.1, 0.3]}]}
 )
+CORRUPTION = AuditSpec(model="net", suite="corruption")
 ORIGIN = Origin(
     model="net",
     model_version="1",
@@ -133,9 +134,10 @@ def make(
                 for row in rows
                 if row in attacks[stage.key]
             ]
+    threats = any(stage.norm for stage in stages)
     audit = Audit(
         "one",
-        SPEC,
+        SPEC if threats else CORRUPTION,
         plan,
         ORIGIN,
         State.FINISHED,

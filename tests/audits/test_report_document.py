@@ -10,6 +10,7 @@ from report_findings import make
 from scipy.stats import binom
 
 from interpret_server.audits.report import document as documents
+from interpret_server.audits.spec import AuditSpec
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +59,9 @@ def test_what_each_attack_contributed(report):
         "linf:0.3:pgd": (6, 2, 2, 0),
         "linf:0.3:square": (4, 1, 1, 1),
         "minimal:linf:fab": (8, 6, 5, 1),
-        "unbounded:linf": (3, 3, 3, 0),
     }
+    (unbounded,) = report["unbounded"]
+    assert (unbounded["attacked"], unbounded["broken"], unbounded["standing"]) == (3, 3, 0)
 
 
 def test_queries_and_distances_of_attacks(report):
@@ -83,6 +85,17 @@ def test_a_quartile_among_samples_that_stand_is_unknown():
     attacks["minimal:linf:fab"] |= {2: None, 3: None}
     report = documents.build(make([0] * 4, [0] * 4, attacks, claims=frozenset()))
     assert report["threats"][0]["smallest"]["quartiles"] == [pytest.approx(0.35), None, None]
+
+
+def test_threats_are_those_of_the_specification_whatever_the_stages():
+    threats = [{"norm": "l2", "epsilons": [0.5, 1.5]}]
+    spec = AuditSpec.model_validate({"model": "net", "threats": threats})
+    attacks = {"minimal:l2:ddn": {0: 0.25, 1: None}, "unbounded:linf": {0: 0.01, 1: None}}
+    report = documents.build(make([0, 0], [0, 0], attacks, claims=frozenset(), spec=spec))
+    (threat,) = report["threats"]  # the distances are four times those in L-infinity
+    assert [at["standing"] for at in threat["radii"]] == [2, 1]
+    assert [item["stage"] for item in threat["attacks"]] == ["minimal:l2:ddn"]
+    assert report["unbounded"][0]["standing"] == 1
 
 
 def test_classes(report):

@@ -16,7 +16,7 @@ from ..spec import AuditSpec
 from .corruption import corruption_figures
 from .evidence import Evidence
 from .statistics import LEVEL, rounded, share
-from .threats import confusion, proportion, threat_figures
+from .threats import confusion, proportion, threat_figures, unbounded_figures
 from .words import verdict
 
 FORMAT = 1
@@ -43,6 +43,7 @@ def build(findings: Findings, files: Mapping[str, str] | None = None) -> dict[st
         "intervals": {"method": "Clopper-Pearson", "level": LEVEL},
         "clean": _clean(evidence),
         "threats": [threat_figures(evidence, norm) for norm in evidence.norms],
+        "unbounded": unbounded_figures(evidence),
         "corruptions": corruption_figures(evidence),
         "classes": _classes(evidence),
         "masking": _masking(findings),

@@ -34,6 +34,7 @@ class Evidence:
     """
 
     def __init__(self, findings: Findings) -> None:
+        self.spec = findings.audit.spec
         self.plan = findings.audit.plan
         self.labels = findings.audit.origin.labels
         self.samples = {sample.row: sample for sample in findings.samples}
@@ -64,7 +65,7 @@ class Evidence:
     @cached_property
     def norms(self) -> tuple[str, ...]:
         """The norms of the threat models, in order."""
-        return tuple(dict.fromkeys(stage.norm for stage in self.plan.stages if stage.norm))
+        return tuple(threat.norm for threat in self.spec.threats)
 
     def nearest(self, norm: str) -> dict[int, Outcome]:
         """The closest confirmed example of each row that is correct and has one."""
@@ -87,8 +88,7 @@ class Evidence:
 
     def radii(self, norm: str) -> tuple[float, ...]:
         """The radii of a threat model, ascending."""
-        found = {stage.epsilon for stage in self.stages(StageKind.ATTACK, norm)}
-        return tuple(sorted(radius for radius in found if radius is not None))
+        return next(threat.epsilons for threat in self.spec.threats if threat.norm == norm)
 
     def name(self, label: int) -> str:
         """What a class is called; empty where that is not known."""

@@ -13,7 +13,7 @@ from typing import IO, Any
 
 from ...errors import FailedPrecondition, InvalidRequest
 from ..plan import Plan
-from ..records import Findings, Outcome, Sample
+from ..records import Audit, Findings, Outcome, Sample
 from ..standing import closest, norms_of, within
 
 SAMPLES, OUTCOMES = "samples.csv", "outcomes.csv"
@@ -65,7 +65,7 @@ _OUTCOME: _Cells = {
 }
 
 
-def sample_columns(plan: Plan) -> dict[str, type]:
+def sample_columns(audit: Audit) -> dict[str, type]:
     """The columns of samples and their types: the sample's own, then what threats came to.
 
     For each norm and radius `<norm>_<radius>_stands`, and `<norm>_<radius>_broken_by` with the
@@ -80,12 +80,12 @@ def sample_columns(plan: Plan) -> dict[str, type]:
         "confidence": float,
         "digest": str,
     }
-    for norm, radii in _threats(plan).items():
-        for radius in radii:
-            columns[f"{norm}_{radius!r}_stands"] = bool
-            columns[f"{norm}_{radius!r}_broken_by"] = str
-        columns[f"{norm}_smallest"] = float
-    return columns | {f"{key}_stands": bool for key in _corruptions(plan)}
+    for threat in audit.spec.threats:
+        for radius in threat.epsilons:
+            columns[f"{threat.norm}_{radius!r}_stands"] = bool
+            columns[f"{threat.norm}_{radius!r}_broken_by"] = str
+        columns[f"{threat.norm}_smallest"] = float
+    return columns | {f"{key}_stands": bool for key in _corruptions(audit.plan)}
 
 
 def outcome_columns() -> dict[str, type]:
@@ -95,7 +95,7 @@ def outcome_columns() -> dict[str, type]:
 
 def write_samples(findings: Findings, path: Path) -> None:
     """One line for each sample, in order of rows."""
-    _write(path, list(sample_columns(findings.audit.plan)), sample_lines(findings))
+    _write(path, list(sample_columns(findings.audit)), sample_lines(findings))
 
 
 def write_outcomes(findings: Findings, path: Path) -> None:
@@ -133,7 +133,7 @@ def write_samples_parquet(findings: Findings, path: Path) -> None:
     Raises:
         FailedPrecondition: pyarrow is not installed.
     """
-    _write_parquet(path, sample_columns(findings.audit.plan), sample_lines(findings))
+    _write_parquet(path, sample_columns(findings.audit), sample_lines(findings))
 
 
 def write_outcomes_parquet(findings: Findings, path: Path) -> None:
@@ -148,8 +148,8 @@ def write_outcomes_parquet(findings: Findings, path: Path) -> None:
 def sample_lines(findings: Findings) -> Iterator[tuple[_Value, ...]]:
     """The values of `sample_columns`, sample by sample."""
     plan = findings.audit.plan
-    norms, threats = norms_of(plan), _threats(plan)
-    nearest = {norm: closest(findings.outcomes, norms, norm) for norm in threats}
+    threats = {threat.norm: threat.epsilons for threat in findings.audit.spec.threats}
+    nearest = {norm: closest(findings.outcomes, norms_of(plan), norm) for norm in threats}
     corrupted = _corrupted(findings)
     keys = list(_corruptions(plan))
     for sample in findings.samples:
@@ -185,16 +185,6 @@ def outcome_lines(findings: Findings) -> Iterator[tuple[_Value, ...]]:
             *(_known(getattr(item, name)) for name in ("confidence", "margin")),
             *(_known(item.distance(norm)) for norm in ("l0", "l1", "l2", "linf")),
         )
-
-
-def _threats(plan: Plan) -> dict[str, tuple[float, ...]]:
-    found: dict[str, list[float]] = {}
-    for stage in plan.stages:
-        if stage.norm is not None:
-            radii = found.setdefault(stage.norm, [])
-            if stage.kind == "attack" and stage.epsilon is not None and stage.epsilon not in radii:
-                radii.append(stage.epsilon)
-    return {norm: tuple(radii) for norm, radii in found.items()}
 
 
 def _corruptions(plan: Plan) -> Iterator[str]:

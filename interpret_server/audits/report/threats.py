@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from ..plan import Stage, StageKind
+from ..plan import StageKind
 from ..records import Outcome
 from ..standing import within
 from .evidence import Evidence
@@ -33,7 +33,7 @@ def threat_figures(evidence: Evidence, norm: str) -> dict[str, Any]:
         "confusion": confusion(
             (evidence.samples[row].label, best.decision)
             for row, best in evidence.nearest(norm).items()
-            if radii and within(best.distance(norm), radii[-1])
+            if within(best.distance(norm), radii[-1])
         ),
         "fragile": _fragile(evidence, norm),
     }
@@ -46,6 +46,27 @@ def confusion(pairs: Iterable[tuple[int, int]]) -> list[dict[str, int]]:
         {"label": label, "decision": decision, "count": count}
         for (label, decision), count in counted
     ]
+
+
+def unbounded_figures(evidence: Evidence) -> list[dict[str, Any]]:
+    """Attacks without a radius: where a sample stands, its gradients lead nowhere."""
+    found = []
+    for stage in evidence.stages(StageKind.UNBOUNDED):
+        outcomes = evidence.by_stage[stage.key]
+        broken = sum(item.confirmed for item in outcomes)
+        found.append(
+            {
+                "stage": stage.key,
+                "attack": stage.attack,
+                "norm": stage.norm,
+                "epsilon": stage.epsilon,
+                "attacked": len(outcomes),
+                "broken": broken,
+                "standing": len(outcomes) - broken,
+                "queries": queries_of(outcomes),
+            }
+        )
+    return found
 
 
 def proportion(count: int, total: int) -> dict[str, Any]:
@@ -72,7 +93,7 @@ def _at(evidence: Evidence, norm: str, radius: float) -> dict[str, Any]:
 
 def _curve(evidence: Evidence, norm: str, radii: tuple[float, ...]) -> dict[str, list[Any]]:
     distances = sorted(best.distance(norm) for best in evidence.nearest(norm).values())
-    top = max(radii, default=0.0)
+    top = radii[-1]
     if distances and any(evidence.stages(StageKind.MINIMAL, norm)):
         top = max(top, distances[math.ceil(_REACH * len(distances)) - 1])
     points = sorted({*radii, *(rounded(top * step / _POINTS) for step in range(_POINTS + 1))})
@@ -92,12 +113,16 @@ def _attacks(evidence: Evidence, norm: str, radii: tuple[float, ...]) -> list[di
     `broken` are the samples with a confirmed example within the stage's radius, for smallest
     changes within the largest one, and `unique` those that no other stage of the norm breaks there.
     """
-    reach = {stage.key: _radius(stage, radii) for stage in evidence.stages(norm=norm)}
-    breakers = {radius: _breakers(evidence, norm, radius) for radius in set(reach.values())}
+    stages = [
+        stage
+        for kind in (StageKind.ATTACK, StageKind.MINIMAL)
+        for stage in evidence.stages(kind, norm)
+    ]
+    breakers = {radius: _breakers(evidence, norm, radius) for radius in radii}
     found = []
-    for stage in evidence.stages(norm=norm):
+    for stage in stages:
         outcomes = evidence.by_stage[stage.key]
-        by_row = breakers[reach[stage.key]]
+        by_row = breakers[stage.epsilon or radii[-1]]
         broken = [item.row for item in outcomes if stage.key in by_row.get(item.row, ())]
         distances = [item.distance(norm) for item in outcomes if item.confirmed]
         found.append(
@@ -117,13 +142,6 @@ def _attacks(evidence: Evidence, norm: str, radii: tuple[float, ...]) -> list[di
             }
         )
     return found
-
-
-def _radius(stage: Stage, radii: tuple[float, ...]) -> float:
-    if stage.kind is StageKind.MINIMAL:
-        return max(radii, default=math.inf)
-    assert stage.epsilon is not None
-    return stage.epsilon
 
 
 def _breakers(evidence: Evidence, norm: str, radius: float) -> dict[int, set[str]]:

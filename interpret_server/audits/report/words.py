@@ -38,12 +38,11 @@ def verdict(document: Mapping[str, Any]) -> str:
         f"correctly as they are (95% interval {between(clean['interval'])})"
     ]
     for threat in document["threats"]:
-        if threat["radii"]:
-            last = threat["radii"][-1]
-            found.append(
-                f"{percent(last['accuracy'])} ({between(last['interval'])}) under every change "
-                f"that was tried of at most {last['epsilon']:g} in {NORMS[threat['norm']]}"
-            )
+        last = threat["radii"][-1]
+        found.append(
+            f"{percent(last['accuracy'])} ({between(last['interval'])}) under every change "
+            f"that was tried of at most {last['epsilon']:g} in {NORMS[threat['norm']]}"
+        )
     corruptions = document["corruptions"]
     if corruptions:
         worst = min(corruptions["cells"], key=lambda cell: (cell["accuracy"], cell["stage"]))
