@@ -1,5 +1,6 @@
 """One form for every model: `classifier(x) -> logits`, with its layers readable and targetable."""
 
+import copy
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Self
@@ -95,6 +96,7 @@ class Classifier:
     def _prepare(self) -> None:
         self._body = self.module.body
         self._plans = Plans(self.module, self._body, self._execution)
+        self._fast_plans: Plans | None = None
 
     def example(self) -> Tensor:
         """Two rows as the body takes them."""
@@ -110,6 +112,24 @@ class Classifier:
     def execution(self, execution: Execution) -> None:
         self._execution = execution
         self._prepare()
+
+    @property
+    def scout(self) -> Self:
+        """The same classifier in its fastest form, which rounds otherwise, for long searches.
+
+        What they find is to be judged by the classifier itself, which this is where no form is
+        faster, or where its bits are to be exact. Not to be used under a rule for rectifiers.
+        """
+        plans = self.plans
+        if self._fast_plans is None:
+            fast = Plans(self.module, self._body, Execution.FAST, plain=True)
+            faster = fast.channels_last and self._execution is not Execution.EXACT
+            self._fast_plans = fast if faster else plans
+        if self._fast_plans is plans:
+            return self
+        scout = copy.copy(self)
+        scout._plans = self._fast_plans
+        return scout
 
     @property
     def precision(self) -> Precision:

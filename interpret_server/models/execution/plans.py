@@ -18,9 +18,16 @@ from .attention import fuse_attention
 from .draft import Draft, Observed, graph_of, observe, writes
 from .folding import fold, is_norm
 from .layout import channels_last, is_depthwise
+from .narrow import narrow_convolutions
 from .pieces import cut_at_once
 from .recurrence import simplify_recurrence
-from .tidying import call_directly, drop_identities, pool_vectorised, work_in_place
+from .tidying import (
+    call_directly,
+    drop_identities,
+    pool_vectorised,
+    rectify_after_pooling,
+    work_in_place,
+)
 
 _log = logging.getLogger(__name__)
 _VERSION = attrgetter("_version")  # counts the writes to a tensor
@@ -59,15 +66,21 @@ class Plans:
         module: the classifier's whole module, whose hooks count.
         body: the part of it that plans are made of.
         execution: how much a plan may differ.
+        plain: gradients are never taken under a rule for rectifiers.
+
+    Attributes:
+        channels_last: two-dimensional convolutions run in that layout.
     """
 
-    def __init__(self, module: nn.Module, body: nn.Module, execution: Execution) -> None:
-        self.body, self.execution = body, execution
+    def __init__(
+        self, module: nn.Module, body: nn.Module, execution: Execution, *, plain: bool = False
+    ) -> None:
+        self.body, self.execution, self._plain = body, execution, plain
         self._graph = graph_of(body)
         self._lock = threading.RLock()
         self._hooks = (*_GLOBAL_HOOKS, *chain.from_iterable(map(_hooks, module.modules())))
         self._observed: dict[str, Observed] | None = None
-        self._channels_last = execution is not Execution.EXACT and self._suits_channels_last()
+        self.channels_last = execution is not Execution.EXACT and self._suits_channels_last()
         self._output: nn.Module | None = None
         self._layers: OrderedDict[tuple[bool, tuple[str, ...]], nn.Module] = OrderedDict()
         self._derived: dict[tuple[str, ...], nn.Module] = {}
@@ -137,7 +150,7 @@ class Plans:
         with self._lock:
             self._refresh()
             draft = Draft.of(self._graph, self._observations(example), (node,), self._derived)
-            last = torch.channels_last if self._channels_last else torch.contiguous_format
+            last = torch.channels_last if self.channels_last else torch.contiguous_format
             if not any(map(writes, self._graph.graph.nodes)):
                 fold(draft, last)
             self._watch = _Watch((*self._watch.copied, *draft.copied))
@@ -165,12 +178,15 @@ class Plans:
         if self.execution is not Execution.EXACT and not isinstance(self.body, RowsAtOnce):
             fuse_attention(draft)
         if self.execution is not Execution.EXACT:
-            last = torch.channels_last if self._channels_last else torch.contiguous_format
+            last = torch.channels_last if self.channels_last else torch.contiguous_format
             fold(draft, last)
         if not isinstance(self.body, RowsAtOnce):  # torch.vmap has no rule for these
+            if self._plain:
+                rectify_after_pooling(draft)
             work_in_place(draft)
-            if self._channels_last and draft.observed:
+            if self.channels_last and draft.observed:
                 channels_last(draft)
+                narrow_convolutions(draft)
             else:
                 pool_vectorised(draft)
         call_directly(draft)
