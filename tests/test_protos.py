@@ -11,6 +11,7 @@ from grpc_tools import protoc
 from interpret_api.generate import SOURCES, generate
 from interpret_api.open_inference import grpc_predict_v2_pb2
 from interpret_api.v1 import (
+    audit_service_pb2,
     chunked_service_pb2,
     interpret_service_pb2,
     model_service_pb2,
@@ -22,6 +23,7 @@ from interpret_server.engine.workers import protocol_pb2
 OURS = [
     module.DESCRIPTOR
     for module in (
+        audit_service_pb2,
         chunked_service_pb2,
         interpret_service_pb2,
         model_service_pb2,

@@ -1,6 +1,8 @@
 """The server: every service on one port, over one worker."""
 
 import asyncio
+import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,8 @@ from grpc_reflection.v1alpha.reflection_pb2 import DESCRIPTOR as REFLECTION
 
 from interpret_api.open_inference import grpc_predict_v2_pb2, grpc_predict_v2_pb2_grpc
 from interpret_api.v1 import (
+    audit_service_pb2,
+    audit_service_pb2_grpc,
     chunked_service_pb2,
     chunked_service_pb2_grpc,
     interpret_service_pb2,
@@ -23,6 +27,8 @@ from interpret_api.v1 import (
 
 from ..data import DataRoot, DataWorker
 from ..engine.api import Worker
+from ..errors import InterpretError
+from .audit_service import AuditDesk, Audits, AuditServicer
 from .chunked_service import ChunkedServicer
 from .interceptor import CallInterceptor
 from .interpret_service import InterpretServicer
@@ -39,6 +45,7 @@ SERVICES = tuple(
         plugin_service_pb2.DESCRIPTOR,
         interpret_service_pb2.DESCRIPTOR,
         chunked_service_pb2.DESCRIPTOR,
+        audit_service_pb2.DESCRIPTOR,
         grpc_predict_v2_pb2.DESCRIPTOR,
         health_pb2.DESCRIPTOR,
         REFLECTION,
@@ -47,6 +54,7 @@ SERVICES = tuple(
 )
 _FLUSH = 0.5  # seconds for the last answers to leave; health watches never end by themselves
 _STATUS = health_pb2.HealthCheckResponse
+_logger = logging.getLogger(__name__)
 
 
 class AddressError(Exception):
@@ -67,6 +75,8 @@ class Server:
             a data set.
         idle_timeout: seconds that a chunked call waits for its caller's next message.
         max_upload_bytes: largest model file that `UploadModel` takes.
+        audits: makes what keeps audits, over the worker and the data sets; None for no audits.
+        resume_audits: open them when serving begins, not when they are first asked for.
     """
 
     def __init__(
@@ -81,9 +91,14 @@ class Server:
         max_request_bytes: int = 256 << 20,
         idle_timeout: float = 60.0,
         max_upload_bytes: int = 2 << 30,
+        audits: Callable[[Worker, DataRoot | None], Audits] | None = None,
+        resume_audits: bool = False,
     ) -> None:
-        data = DataWorker(worker, DataRoot(data_root) if data_root else None, max_request_bytes)
-        self._worker, self._address, self._repository = Names(data), address, repository
+        data = DataRoot(data_root) if data_root else None
+        self._worker = Names(DataWorker(worker, data, max_request_bytes))
+        self._audits = AuditDesk(audits and audits(worker, data))
+        self._resume_audits = resume_audits
+        self._address, self._repository = address, repository
         self._reloader = None if repository is None else Reloader(repository, self._worker)
         self._poll = repository_poll
         self._watching: asyncio.Task[None] | None = None
@@ -129,6 +144,7 @@ class Server:
         worker, grpc = self._worker, self._server
         models = ModelServicer(worker, self._repository, self._max_upload_bytes)
         chunked = ChunkedServicer(worker, self._max_request_bytes, self._idle_timeout)
+        audits = AuditServicer(self._audits, worker, self._idle_timeout)
         inference = OpenInferenceServicer(worker, lambda: self._serving)
         servicers: dict[Any, Any] = {
             model_service_pb2_grpc.add_ModelServiceServicer_to_server: models,
@@ -137,6 +153,7 @@ class Server:
                 worker
             ),
             chunked_service_pb2_grpc.add_ChunkedServiceServicer_to_server: chunked,
+            audit_service_pb2_grpc.add_AuditServiceServicer_to_server: audits,
             grpc_predict_v2_pb2_grpc.add_GRPCInferenceServiceServicer_to_server: inference,
             health_pb2_grpc.add_HealthServicer_to_server: self._health,
         }
@@ -159,6 +176,11 @@ class Server:
 
     async def serve(self) -> None:
         """Report SERVING, and follow the changes of the repository from now on."""
+        if self._resume_audits:
+            try:
+                await self._audits.audits()
+            except InterpretError as error:
+                _logger.error("audits do not go on: %s", error.message)
         self._serving = True
         if self._reloader is not None:
             self._watching = asyncio.create_task(self._reloader.watch(self._poll))
@@ -173,6 +195,7 @@ class Server:
             await asyncio.wait({self._watching})
         await self._health.enter_graceful_shutdown()
         stopping = asyncio.create_task(self._server.stop(grace + _FLUSH))
+        await self._audits.close(grace)
         await self._worker.close(grace)
         await self._server.stop(_FLUSH)
         await stopping

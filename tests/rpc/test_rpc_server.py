@@ -21,6 +21,7 @@ NAMES = [
     "interpret_api.v1.PluginService",
     "interpret_api.v1.InterpretService",
     "interpret_api.v1.ChunkedService",
+    "interpret_api.v1.AuditService",
     "inference.GRPCInferenceService",
     "grpc.health.v1.Health",
     "grpc.reflection.v1alpha.ServerReflection",
