@@ -83,6 +83,8 @@ async def test_what_else_is_served_changes_no_bit_of_a_call_that_runs_alone(tmp_
             params = {"epsilon": 0.05, **own}
             alone = attack(plugin, params, alone=True)
             quiet = await result(fleet, alone)
+            assert all(len(values) == ROWS for values in quiet.metrics.values())
+            assert "queries" in quiet.metrics
             others = [attack(plugin, params), attack(plugin, params, seed=1), attack("fgsm", {})]
             async with hammered(fleet, *others):
                 for _ in range(3):
