@@ -27,7 +27,7 @@ from ...errors import InvalidRequest
 from ..files import AuditFiles
 from ..records import Findings
 from . import document as documents
-from . import tables
+from . import html, pictures, tables
 from .evidence import Evidence
 
 JSON, HTML = "report.json", "report.html"
@@ -69,7 +69,8 @@ def write(findings: Findings, files: AuditFiles, folder: Path) -> dict[str, Any]
             link(path, new / name)
         document = documents.build(findings, digests(new))
         (new / JSON).write_bytes(documents.encode(document))
-        _write_page(document, new)
+        page = html.render(document, pictures.draw(document, new))
+        (new / HTML).write_text(page, encoding="utf-8")
     return document
 
 
@@ -157,10 +158,6 @@ def _artefacts(findings: Findings, files: AuditFiles) -> Iterator[tuple[str, Pat
     for path in sorted(files.model.rglob("*")):
         if path.is_file():
             yield path.relative_to(files.folder).as_posix(), path
-
-
-def _write_page(document: Mapping[str, Any], folder: Path) -> None:
-    pass
 
 
 @contextlib.contextmanager

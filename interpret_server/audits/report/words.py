@@ -23,9 +23,9 @@ def between(interval: tuple[float, float] | list[float]) -> str:
     return f"{percent(interval[0])} to {percent(interval[1])}"
 
 
-def counted(number: int, noun: str) -> str:
+def counted(number: int, one: str, many: str = "") -> str:
     """A number with its noun: 1 sample, 2,000 samples."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+    return f"{number:,} {one if number == 1 else many or f'{one}s'}"
 
 
 def verdict(document: Mapping[str, Any]) -> str:
