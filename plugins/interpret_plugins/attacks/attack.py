@@ -138,7 +138,7 @@ class Attempt:
     """An attack under way.
 
     Args:
-        model: the classifier under attack.
+        model: the classifier under attack, in its fastest form.
         batch: the request.
         region: where its results may lie.
         goal: what they are to achieve.
@@ -147,6 +147,7 @@ class Attempt:
         margin: `(N,)`, of `best`; above zero is success.
         queries: `(N,)` int64, spent so far.
         flat: `(N,)` bool, rows that were attacked by gradients and never found one.
+        judge: the classifier as it is served.
     """
 
     model: Classifier
@@ -158,6 +159,7 @@ class Attempt:
     margin: Tensor
     queries: Tensor
     flat: Tensor
+    judge: Classifier
 
     @classmethod
     def begin(cls, model: Classifier, batch: Batch, params: RadiusParams, job: Job) -> "Attempt":
@@ -183,7 +185,7 @@ class Attempt:
         if goal.targeted and (reached := goal.margin(logits) > 0).any():
             job.warn(reached, _REACHED)
         queries, flat = 1 + moved.long(), torch.zeros_like(moved)
-        return cls(model, batch, region, goal, logits, start, margin, queries, flat)
+        return cls(model.scout, batch, region, goal, logits, start, margin, queries, flat, model)
 
     @property
     def open(self) -> Tensor:
@@ -220,7 +222,7 @@ class Attempt:
         inputs = self.batch.inputs
         adversarial = self.region.confine(self.best)
         with torch.no_grad():
-            logits = self.model(adversarial)
+            logits = self.judge(adversarial)
         success = (self.goal.margin(logits) > 0) & self.region.holds(adversarial)
         if (failed := self.flat & ~success).any():
             job.warn(failed, _FLAT)
@@ -249,6 +251,13 @@ def drive(job: Job, total: int, steps: Iterator[None]) -> None:
             break
 
 
+RADII: Mapping[str, AuxTensor] = {
+    "epsilon": AuxTensor(
+        "Radius of each row, `(N,)`, instead of the parameter epsilon.", like_input=False
+    )
+}
+
+
 class Attack:
     """What every attack declares."""
 
@@ -260,12 +269,13 @@ class Attack:
     tensors: ClassVar[Mapping[str, AuxTensor]] = {
         "lower": AuxTensor("Smallest values allowed, per row; with `upper`, instead of epsilon."),
         "upper": AuxTensor("Largest values allowed, per row; with `lower`, instead of epsilon."),
+        **RADII,
     }
 
     def check(self, model: Classifier, params: Any) -> None:
         """Refuse an epsilon that is probably in other units, and a loss that takes more classes."""
-        if isinstance(params, RadiusParams) and not isinstance(params.geometry(model), L0):
-            _check_units(model, params)
+        if isinstance(params, RadiusParams) and params.epsilon is not None:
+            _check_units(model, params, params.epsilon, "params.epsilon")
         if isinstance(params, AttackParams):
             needed = classes_needed(params.loss, towards=params.targeted)
             if model.classes < needed:
@@ -275,12 +285,12 @@ class Attack:
                 )
 
 
-def _check_units(model: Classifier, params: RadiusParams) -> None:
-    epsilon, limit = params.epsilon, model.scale / 1000
-    if epsilon is not None and epsilon < limit and not params.confirm_small_epsilon:
+def _check_units(model: Classifier, params: RadiusParams, epsilon: float, field: str) -> None:
+    counted = isinstance(params.geometry(model), L0)
+    if not counted and epsilon < model.scale / 1000 and not params.confirm_small_epsilon:
         lower, upper = model.bounds
         raise InvalidRequest.field(
-            "params.epsilon",
+            field,
             f"{epsilon:g} is under a thousandth of the bounds of {model.name}, {lower:g} to "
             f"{upper:g}; epsilon is in those units: scale it, or set confirm_small_epsilon",
         )
@@ -294,13 +304,32 @@ def _region(model: Classifier, batch: Batch, params: RadiusParams) -> Region:
     lower, upper = batch.tensors.get("lower"), batch.tensors.get("upper")
     if lower is None and upper is None:
         norm = params.geometry(model)
+        if "epsilon" in batch.tensors:
+            return Region.ball(batch.inputs, norm, _radii(model, batch, params), model.bounds)
         epsilon = norm.usual(model.scale) if params.epsilon is None else params.epsilon
         return Region.ball(batch.inputs, norm, epsilon, model.bounds)
     if lower is None or upper is None:
         missing = "lower" if lower is None else "upper"
         raise InvalidRequest.field(f"tensors.{missing}", "a box needs both lower and upper")
-    if params.epsilon is not None:
+    if params.epsilon is not None or "epsilon" in batch.tensors:
         raise InvalidRequest.field("params.epsilon", "give either epsilon or a box, not both")
     if params.norm != "linf":
         raise InvalidRequest.field("params.norm", "a box is attacked with norm linf only")
     return Region.box(batch.inputs, lower, upper, model.bounds)
+
+
+def _radii(model: Classifier, batch: Batch, params: RadiusParams) -> Tensor:
+    """The caller's radius of each row, `(N,)` float64."""
+    field, radii = "tensors.epsilon", batch.tensors["epsilon"].double()
+    if params.epsilon is not None:
+        raise InvalidRequest.field(field, "give either the parameter epsilon or the tensor")
+    if radii.numel() != len(batch):
+        raise InvalidRequest.field(field, "it holds one radius for each row")
+    radii = radii.flatten()
+    if (radii < 0).any():
+        raise InvalidRequest.field(field, "a radius is not below zero")
+    if isinstance(params.geometry(model), L0) and (radii != radii.round()).any():
+        raise InvalidRequest.field(field, "radii are whole numbers in the norm l0")
+    if len(radii):
+        _check_units(model, params, float(radii.min()), field)
+    return radii

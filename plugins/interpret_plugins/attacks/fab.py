@@ -153,8 +153,9 @@ class _Nearest:
         else:
             delta = normal_rows(seeds, draw, middle)
             delta = delta / per_row(norm.size(delta), delta)
-        limit = 1.0 if norm.name == "linf" else region.radius
-        length = self.distance[rows].clamp(max=limit) * _START
+        distance = self.distance[rows]
+        limit = torch.ones_like(distance) if norm.name == "linf" else region.radius.to(distance)
+        length = torch.minimum(distance, limit) * _START
         length = torch.where(torch.isinf(length), 0.0, length)
         lower, upper = attempt.model.bounds
         return (middle + delta * per_row(length, delta)).clamp(lower, upper)

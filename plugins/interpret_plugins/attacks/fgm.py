@@ -9,7 +9,7 @@ from torch import Tensor
 
 from interpret_server.plugin import AuxTensor, Batch, Classifier, Job, Plugin
 
-from .attack import Attack, AttackParams, AttackResult
+from .attack import RADII, Attack, AttackParams, AttackResult
 from .fgsm import one_step, straight
 from .region import Region
 
@@ -36,7 +36,7 @@ class FGM(Attack, Plugin[FGMParams, AttackResult]):
     """
 
     name = "fgm"
-    tensors: ClassVar[Mapping[str, AuxTensor]] = {}  # a box has its own norm
+    tensors: ClassVar[Mapping[str, AuxTensor]] = RADII  # a box has its own norm
 
     def run(self, model: Classifier, batch: Batch, params: FGMParams, job: Job) -> AttackResult:
         move = _steepest_first if params.norm == "l1" else straight
@@ -47,7 +47,7 @@ def _steepest_first(region: Region, x: Tensor, gradient: Tensor) -> Tensor:
     room = torch.where(gradient > 0, region.upper - x, x - region.lower)
     order = gradient.abs().flatten(1).argsort(dim=1, descending=True, stable=True)
     sorted_room = room.flatten(1).gather(1, order)
-    left = region.radius - (sorted_room.cumsum(1) - sorted_room)
+    left = region.radius.to(x).unsqueeze(1) - (sorted_room.cumsum(1) - sorted_room)
     moved = torch.minimum(left.clamp(min=0), sorted_room)
     back = torch.zeros_like(moved).scatter(1, order, moved).reshape(x.shape)
     return x + gradient.sign() * back

@@ -37,7 +37,7 @@ class MIFGSM(Attack, Plugin[MIFGSMParams, AttackResult]):
 
     def run(self, model: Classifier, batch: Batch, params: MIFGSMParams, job: Job) -> AttackResult:
         attempt = Attempt.begin(model, batch, params, job)
-        travel = 2.0 if batch.tensors else 1.0  # from one corner of a box to another
+        travel = 2.0 if "lower" in batch.tensors else 1.0  # from one corner of a box to another
         ascent = Ascent(params.steps, params.step_size, travel, decay=params.decay)
         drive(job, ascent.passes, projected_ascent(attempt, ascent, job))
         return attempt.finish(job)

@@ -35,8 +35,8 @@ class Norm(ABC):
         """The customary radius, where the bounds are so far apart."""
         return self.customary * width
 
-    def reach(self, radius: float, width: float) -> float:
-        """What step sizes are measured by, in a ball within bounds of some width."""
+    def reach(self, radius: Tensor, width: float) -> Tensor:
+        """What step sizes are measured by, in balls of radii `(N,)` within bounds of some width."""
         return radius
 
     @abstractmethod
@@ -74,8 +74,8 @@ class RoundNorm(Norm):
         """A random point of the unit ball; row i depends on seed i and `step` alone."""
 
     @abstractmethod
-    def project(self, delta: Tensor, radius: float, lower: Tensor, upper: Tensor) -> Tensor:
-        """The nearest point (Euclidean) of the ball cut with a box that holds its centre."""
+    def project(self, delta: Tensor, radius: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+        """The nearest point (Euclidean) of balls of radii `(N,)`, cut with boxes around 0."""
 
 
 class ConvexNorm(RoundNorm):
@@ -85,7 +85,7 @@ class ConvexNorm(RoundNorm):
     def shrink(self, delta: Tensor, share: Tensor) -> Tensor:
         """`delta` projected onto ever smaller balls, as `share` goes from 1 to 0."""
 
-    def project(self, delta: Tensor, radius: float, lower: Tensor, upper: Tensor) -> Tensor:
+    def project(self, delta: Tensor, radius: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
         """As in `RoundNorm`.
 
         The point is the clipped `shrink(delta, share)` for the largest share inside the ball,
@@ -184,8 +184,8 @@ class L0(RoundNorm):
     def usual(self, width: float) -> float:
         return self.customary
 
-    def reach(self, radius: float, width: float) -> float:
-        return width
+    def reach(self, radius: Tensor, width: float) -> Tensor:
+        return torch.full_like(radius, width)
 
     def size(self, delta: Tensor) -> Tensor:
         return (self._pixels(delta.abs()) != 0).flatten(1).sum(1).to(delta.dtype)
@@ -197,12 +197,14 @@ class L0(RoundNorm):
     def random(self, seeds: Sequence[int], step: int, like: Tensor) -> Tensor:
         return uniform_rows(seeds, 2 * step, like) * 2 - 1
 
-    def project(self, delta: Tensor, radius: float, lower: Tensor, upper: Tensor) -> Tensor:
+    def project(self, delta: Tensor, radius: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
         clipped = delta.clamp(lower, upper)
         nearer = self._pixels(delta.square() - (delta - clipped).square())
         flat = nearer.flatten(1)
-        kept = flat.topk(round(min(radius, flat.shape[1])), dim=1).indices
-        keep = torch.zeros_like(flat, dtype=torch.bool).scatter(1, kept, True)
+        counts = radius.clamp(max=flat.shape[1]).round().long()
+        kept = flat.topk(int(counts.max()) if len(counts) else 0, dim=1).indices
+        few = torch.arange(kept.shape[1], device=flat.device) < counts.unsqueeze(1)
+        keep = torch.zeros_like(flat, dtype=torch.bool).scatter(1, kept, few)
         return torch.where(keep.reshape(nearer.shape), clipped, 0)
 
     def _pixels(self, values: Tensor) -> Tensor:

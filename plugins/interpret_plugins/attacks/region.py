@@ -23,10 +23,10 @@ def _round_up(exact: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.where(rounded.double() < exact, above, rounded)
 
 
-def _least(x: Tensor, radius: float, bound: float) -> Tensor:
+def _least(x: Tensor, radius: Tensor, bound: float) -> Tensor:
     """The smallest values within `radius` of `x`, by a float64 measurement, and not below `bound`.
 
-    Where `x` itself is below the bound, it is its own limit.
+    Radii `(N, 1, ...)` are the rows'. Where `x` itself is below the bound, it is its own limit.
     """
     exact = x.double()
     least = torch.minimum(_round_up((exact - radius).clamp(min=bound), x.dtype), x)
@@ -42,7 +42,8 @@ class Region:
         centre: `(N, *input_shape)`, the inputs.
         lower: `(N, *input_shape)`; the smallest values allowed, exact in the inputs' type.
         upper: the largest.
-        radius: of the ball around `centre` in `norm`; infinite where the box says it all.
+        radius: `(N,)` float64, of the ball around `centre` in `norm`; infinite where the box tells
+            all.
         reach: `(N, *input_shape)`; what a step size is measured by: epsilon, in L0 the width of
             the bounds, or half the width of the caller's box.
         middle: `(N, *input_shape)`; what distances to the region's edge are measured from: the
@@ -53,19 +54,31 @@ class Region:
     centre: Tensor
     lower: Tensor
     upper: Tensor
-    radius: float
+    radius: Tensor
     reach: Tensor
     middle: Tensor
 
     @classmethod
-    def ball(cls, x: Tensor, norm: NormName | Norm, epsilon: float, bounds: Bounds) -> "Region":
-        """The inputs within `epsilon` of `x` in a norm, and within the bounds."""
+    def ball(
+        cls, x: Tensor, norm: NormName | Norm, epsilon: float | Tensor, bounds: Bounds
+    ) -> "Region":
+        """The inputs within `epsilon` of `x` in a norm, and within the bounds.
+
+        Args:
+            x: `(N, *input_shape)`.
+            norm: by name, or itself.
+            epsilon: of all rows, or `(N,)`.
+            bounds: of the model.
+        """
         strategy = norm if isinstance(norm, Norm) else NORMS[norm]
-        is_box = not isinstance(strategy, RoundNorm)
-        side, radius = (epsilon, math.inf) if is_box else (math.inf, epsilon)
-        lower = _least(x, side, bounds.lower)
-        upper = -_least(-x, side, -bounds.upper)
-        reach = torch.full_like(x, strategy.reach(epsilon, bounds.upper - bounds.lower))
+        radius = torch.as_tensor(epsilon, dtype=torch.float64, device=x.device).expand(len(x))
+        reach = strategy.reach(radius, bounds.upper - bounds.lower)
+        reach = per_row(reach, x).to(x).expand_as(x)
+        side = free = torch.full_like(radius, math.inf)
+        if not isinstance(strategy, RoundNorm):
+            side, radius = radius, free
+        lower = _least(x, per_row(side, x), bounds.lower)
+        upper = -_least(-x, per_row(side, x), -bounds.upper)
         return cls(strategy, x, lower, upper, radius, reach, x)
 
     @classmethod
@@ -91,7 +104,8 @@ class Region:
                 "box lies outside the model's bounds",
             )
         reach = (upper - lower) / 2
-        return cls(NORMS["linf"], x, lower, upper, math.inf, reach, lower + reach)
+        radius = torch.full((len(x),), math.inf, dtype=torch.float64, device=x.device)
+        return cls(NORMS["linf"], x, lower, upper, radius, reach, lower + reach)
 
     def take(self, rows: Tensor) -> "Region":
         """The region of some rows."""
@@ -100,7 +114,7 @@ class Region:
             self.centre[rows],
             self.lower[rows],
             self.upper[rows],
-            self.radius,
+            self.radius[rows],
             self.reach[rows],
             self.middle[rows],
         )
@@ -128,7 +142,7 @@ class Region:
             return x.clamp(self.lower, self.upper)
         delta = self.norm.project(
             x - self.centre,
-            self.radius * (1 - _SLACK),
+            self.radius.to(x) * (1 - _SLACK),
             self.lower - self.centre,
             self.upper - self.centre,
         )

@@ -249,7 +249,9 @@ class _Peaks(_Moves):
         flat = grid.flat(x - region.centre)
         rest = flat.scatter(2, here, 0).scatter(2, there, 0)
         mass, left = ((change.abs() ** order).sum(2, keepdim=True) for change in (flat, rest))
-        spare = (region.radius**order - mass.sum(1, keepdim=True)).clamp(min=0)
+        spare = (per_row(region.radius, flat).to(flat) ** order - mass.sum(1, keepdim=True)).clamp(
+            min=0
+        )
         length = (spare / grid.channels + (mass - left).clamp(min=0)) ** (1 / order)
         shape = self._shape(sides, uniform[:, -1]).unsqueeze(1)
         new = shape * _signs(uniform[:, 2 * axes : -1, None]) + self._unit(flat.gather(2, here))
@@ -294,8 +296,8 @@ def _signs(uniform: Tensor) -> Tensor:
     return torch.where(uniform < 0.5, torch.ones_like(uniform), -1)
 
 
-def _stretched(region: Region, change: Tensor, length: float) -> Tensor:
-    """The point at a distance in the direction of a change, projected."""
+def _stretched(region: Region, change: Tensor, length: Tensor) -> Tensor:
+    """The points at distances `(n,)` in the directions of changes, projected."""
     size = region.norm.size(change)
-    change = change * per_row(length / torch.where(size > 0, size, 1), change)
+    change = change * per_row(length.to(size) / torch.where(size > 0, size, 1), change)
     return region.project(region.centre + change)

@@ -376,3 +376,45 @@ def test_random_starts_fill_the_ball_evenly(norm: L1 | L2) -> None:
     expected = (torch.arange(4000) + 0.5) / 4000
     assert float((quantiles - expected).abs().max()) < 0.03
     assert (points.mean(0).abs() < 0.03).all()
+
+
+@pytest.mark.parametrize(("plugin", "norm"), CASES)
+def test_every_row_may_have_a_radius_of_its_own(plugin: type[PGD | APGD | FGSM], norm: str) -> None:
+    model, x = network(), images(4)
+    labels = predicted(model, x)
+    radii = torch.tensor([0.2, 0.7, 1.0, 0.5], dtype=torch.float64) * EPSILONS[norm]
+    together = attack(plugin, model, x, labels, tensors={"epsilon": radii}, norm=norm)
+    order = {"linf": float("inf"), "l2": 2.0, "l1": 1.0}[norm]
+    for row, radius in enumerate(radii.tolist()):
+        part = slice(row, row + 1)
+        alone = attack(plugin, model, x[part], labels[part], (row,), norm=norm, epsilon=radius)
+        torch.testing.assert_close(together.adversarial[part], alone.adversarial, rtol=0, atol=1e-4)
+        delta = (together.adversarial[row].double() - x[row].double()).flatten()
+        assert float(torch.linalg.vector_norm(delta, ord=order)) <= radius
+
+
+@pytest.mark.parametrize(
+    ("radii", "params", "message"),
+    [
+        ([0.1, 0.1], {"epsilon": 0.1}, "either the parameter epsilon or the tensor"),
+        ([[0.1, 0.2], [0.1, 0.2]], {}, "one radius for each row"),
+        ([0.1, -0.1], {}, "not below zero"),
+        ([0.1, 1e-6], {}, "1e-06 is under a thousandth"),
+        ([2.5, 3.0], {"norm": "l0"}, "whole numbers"),
+    ],
+)
+def test_radii_of_rows_that_make_no_sense_are_refused(
+    radii: list[object], params: dict[str, object], message: str
+) -> None:
+    model, x = network(), images(2)
+    tensors = {"epsilon": torch.tensor(radii)}
+    with pytest.raises(InvalidRequest, match=message) as caught:
+        attack(PGD, model, x, predicted(model, x), tensors=tensors, **params)
+    assert caught.value.violations[0].field == "tensors.epsilon"
+
+
+def test_radii_of_rows_contradict_a_box() -> None:
+    model, x = network(), images(2)
+    tensors = {"epsilon": torch.tensor([0.1, 0.1]), "lower": x, "upper": x}
+    with pytest.raises(InvalidRequest, match="either epsilon or a box"):
+        attack(PGD, model, x, predicted(model, x), tensors=tensors)

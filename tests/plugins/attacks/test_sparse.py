@@ -71,7 +71,7 @@ def test_projection_keeps_the_nearest_of_all_choices() -> None:
     delta = torch.randn(20, 5, generator=generator, dtype=torch.float64)
     lower = -torch.rand(20, 5, generator=generator, dtype=torch.float64)
     upper = torch.rand(20, 5, generator=generator, dtype=torch.float64)
-    projected = L0().project(delta, 2.0, lower, upper)
+    projected = L0().project(delta, torch.full((len(delta),), 2.0), lower, upper)
     choices = torch.combinations(torch.arange(5), 2)
     for row in range(20):
         distances = []
