@@ -13,7 +13,9 @@ torch.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from ._audit_run import AuditRun
 from ._sync import Client, EventStream, connect
+from .audits import Audit, AuditOrigin, AuditPlan
 from .errors import (
     AlreadyExists,
     Cancelled,
@@ -59,6 +61,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AlreadyExists",
+    "Audit",
+    "AuditOrigin",
+    "AuditPlan",
+    "AuditRun",
     "AuxTensor",
     "Cancelled",
     "Client",

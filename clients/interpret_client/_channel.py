@@ -11,6 +11,7 @@ from typing import Any
 
 import grpc
 
+from interpret_api.v1.audit_service_pb2_grpc import AuditServiceStub
 from interpret_api.v1.chunked_service_pb2_grpc import ChunkedServiceStub
 from interpret_api.v1.interpret_service_pb2_grpc import InterpretServiceStub
 from interpret_api.v1.model_service_pb2_grpc import ModelServiceStub
@@ -31,6 +32,7 @@ _OPTIONS = (
     ("grpc.http2.max_frame_size", (1 << 24) - 1),
 )
 _STUBS: Mapping[str, Any] = {
+    "AuditService": AuditServiceStub,
     "ChunkedService": ChunkedServiceStub,
     "InterpretService": InterpretServiceStub,
     "ModelService": ModelServiceStub,

@@ -6,7 +6,9 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 import grpc
 
+from . import _audit_calls as audit_calls
 from . import _calls as calls
+from ._audit_run import AuditRun
 from ._channel import (
     TRIES,
     Attempts,
@@ -20,6 +22,7 @@ from ._channel import (
 )
 from ._chunks import assembled, only
 from ._requests import Call
+from .audits import Audit
 from .errors import ServerError, from_rpc
 from .results import Event
 
@@ -102,6 +105,14 @@ def _streaming(
     return method
 
 
+def _auditing(build: Callable[P, Call[Audit]]) -> Callable[Concatenate["Client", P], AuditRun]:
+    def method(self: "Client", /, *args: P.args, **kwargs: P.kwargs) -> AuditRun:
+        return AuditRun(self, self._perform(build(*args, **kwargs)))
+
+    describe(method, build, AuditRun)
+    return method
+
+
 class Client:
     """A connection to a server; may be shared between threads. Made by `connect`."""
 
@@ -133,6 +144,12 @@ class Client:
     activations = _blocking(calls.activations)
     run = _blocking(calls.run)
     stream = _streaming(calls.stream)
+    audit = _auditing(audit_calls.audit)
+    get_audit = _auditing(audit_calls.get_audit)
+
+    def audits(self) -> tuple[AuditRun, ...]:
+        """Every audit on the server, newest first."""
+        return tuple(AuditRun(self, audit) for audit in self._perform(audit_calls.audits()))
 
     def close(self) -> None:
         """Close the connection; calls that are running are cancelled."""
@@ -153,6 +170,17 @@ class Client:
                 error = from_rpc(failure, self.address)
                 error.__cause__ = failure
                 time.sleep(attempts.wait_after(error))
+
+    def _follow(self, call: Call[T]) -> Iterator[T]:
+        """The messages of a server's stream, without the client's own timeout."""
+        running = self._send(call, Attempts(call, None, 1))
+        try:
+            for message in running:
+                yield call.parse(message)
+        except grpc.RpcError as failure:
+            raise from_rpc(failure, self.address) from failure
+        finally:
+            running.cancel()
 
     def _start(self, call: Call[Event]) -> EventStream:
         attempts = Attempts(call, self._timeout, self._tries)

@@ -6,13 +6,15 @@ async with interpret_client.aio.connect("localhost:50051") as client:
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 import grpc
 from google.protobuf.message import Message
 
+from . import _audit_calls as audit_calls
 from . import _calls as calls
+from ._audit_run_aio import AsyncAuditRun
 from ._channel import (
     TRIES,
     Attempts,
@@ -26,10 +28,11 @@ from ._channel import (
 )
 from ._chunks import Answer, Assembly, only
 from ._requests import Call
+from .audits import Audit
 from .errors import ServerError, from_rpc
 from .results import Event
 
-__all__ = ["AsyncClient", "AsyncEventStream", "connect"]
+__all__ = ["AsyncAuditRun", "AsyncClient", "AsyncEventStream", "connect"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -144,6 +147,17 @@ def _streaming(
     return method
 
 
+def _auditing(
+    build: Callable[P, Call[Audit]],
+) -> Callable[Concatenate["AsyncClient", P], Coroutine[Any, Any, AsyncAuditRun]]:
+    async def method(self: "AsyncClient", /, *args: P.args, **kwargs: P.kwargs) -> AsyncAuditRun:
+        call = await asyncio.to_thread(build, *args, **kwargs)
+        return AsyncAuditRun(self, await self._perform(call))
+
+    describe(method, build, AsyncAuditRun)
+    return method
+
+
 class AsyncClient:
     """A connection to a server, for one event loop. Made by `connect`."""
 
@@ -177,6 +191,13 @@ class AsyncClient:
     activations = _awaitable(calls.activations)
     run = _awaitable(calls.run)
     stream = _streaming(calls.stream)
+    audit = _auditing(audit_calls.audit)
+    get_audit = _auditing(audit_calls.get_audit)
+
+    async def audits(self) -> tuple[AsyncAuditRun, ...]:
+        """Every audit on the server, newest first."""
+        found = await self._perform(audit_calls.audits())
+        return tuple(AsyncAuditRun(self, audit) for audit in found)
 
     async def close(self) -> None:
         """Close the connection; calls that are running are cancelled."""
@@ -197,6 +218,17 @@ class AsyncClient:
                 error = from_rpc(failure, self.address)
                 error.__cause__ = failure
                 await asyncio.sleep(attempts.wait_after(error))
+
+    async def _follow(self, call: Call[T]) -> AsyncGenerator[T, None]:
+        """The messages of a server's stream, without the client's own timeout."""
+        running = self._send(call, Attempts(call, None, 1))
+        try:
+            async for message in running:
+                yield call.parse(message)
+        except grpc.aio.AioRpcError as failure:
+            raise from_rpc(failure, self.address) from failure
+        finally:
+            running.cancel()
 
     def _start(self, call: Call[Event]) -> tuple[Any, Call[Event]]:
         attempts = Attempts(call, self._timeout, self._tries)

@@ -1,0 +1,87 @@
+"""Where reports are put."""
+
+import os
+import shutil
+import stat
+import tempfile
+import zipfile
+from os import PathLike
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
+
+from .errors import ServerError
+
+
+class Destination:
+    """A report on its way to a file, or a bundle on its way to a folder.
+
+    Args:
+        path: of the file; or of a folder that a bundle is unpacked into, unless it ends in `.zip`.
+        form: of the report.
+        overwrite: replace files that are there.
+
+    Raises:
+        FileExistsError: there are files, which may not be replaced.
+    """
+
+    def __init__(self, path: str | PathLike[str], form: str, *, overwrite: bool = False) -> None:
+        self.path = Path(path)
+        self._unpacked = form == "bundle" and self.path.suffix != ".zip"
+        if self._unpacked:
+            taken = self.path.is_dir() and any(self.path.iterdir())
+        else:
+            taken = self.path.exists()
+        if taken and not overwrite:
+            raise FileExistsError(
+                f"{self.path} holds a report; choose another place or allow overwriting"
+            )
+        self._partial = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
+        self.file: BinaryIO
+        if self._unpacked:
+            self.file = tempfile.TemporaryFile()  # noqa: SIM115
+        else:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.file = self._partial.open("wb")
+
+    def finish(self) -> Path:
+        """Put what came in its place; returns that."""
+        if self._unpacked:
+            unpack(self.file, self.path)
+        else:
+            self.file.close()
+            self._partial.replace(self.path)
+        return self.path
+
+    def close(self) -> None:
+        """Leave nothing but what is in its place."""
+        self.file.close()
+        if not self._unpacked:
+            self._partial.unlink(missing_ok=True)
+
+
+def unpack(archive: BinaryIO, folder: Path) -> None:
+    """Unpack a bundle; nothing is written outside the folder.
+
+    Raises:
+        ServerError: it is no zip file, or a member would lie outside; nothing is written then.
+    """
+    try:
+        with zipfile.ZipFile(archive) as bundle:
+            members = [item for item in bundle.infolist() if not item.is_dir()]
+            places = [_place(item, folder) for item in members]
+            for item, place in zip(members, places, strict=True):
+                place.parent.mkdir(parents=True, exist_ok=True)
+                with bundle.open(item) as source, place.open("wb") as target:
+                    shutil.copyfileobj(source, target)
+    except (zipfile.BadZipFile, EOFError) as error:
+        raise ServerError(f"the server sent a bundle that is no zip file ({error})") from error
+
+
+def _place(item: zipfile.ZipInfo, folder: Path) -> Path:
+    name = PurePosixPath(item.filename)
+    plain = not (name.is_absolute() or {"..", "."} & set(name.parts) or set(r"\:") & set(str(name)))
+    place = folder / name
+    inside = plain and place.resolve().is_relative_to(folder.resolve())
+    if not (name.parts and inside) or stat.S_ISLNK(item.external_attr >> 16):
+        raise ServerError(f"the server sent a bundle with a file outside of it: {item.filename!r}")
+    return place
