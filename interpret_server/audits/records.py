@@ -161,6 +161,16 @@ class Origin:
 
 
 @dataclass(frozen=True)
+class Current:
+    """The unit that runs, and how many of its steps are done."""
+
+    batch: int
+    stage: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
 class Audit:
     """An audit as it stands.
 
@@ -173,6 +183,7 @@ class Audit:
             the largest radius of any threat model.
         created, started, finished: seconds since the epoch, or None.
         seconds: of computing so far.
+        current: what runs now, where that is known.
     """
 
     id: str
@@ -190,6 +201,7 @@ class Audit:
     started: float | None = None
     finished: float | None = None
     seconds: float = 0.0
+    current: Current | None = None
 
 
 @dataclass(frozen=True)

@@ -6,15 +6,17 @@ committed survives the loss of the process and of power. No unit can be stored t
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import lru_cache
 from typing import Any
 
 import sqlalchemy as sql
 from sqlalchemy import BigInteger, Boolean, Double, ForeignKey, Integer, MetaData, Text
 from sqlalchemy.engine import Connection, Engine, Row
 
-from ..errors import AlreadyExists, FailedPrecondition, InvalidRequest, NotFound
+from ..errors import AlreadyExists, FailedPrecondition, InvalidRequest, NotFound, Unavailable
 from .plan import Plan, Stage, Unit
 from .records import (
     Audit,
@@ -33,6 +35,7 @@ from .standing import within
 
 SCHEMA = 1
 _BUSY_MS = 30_000
+_WRITES = "writes"  # of a transaction
 _NUMBER = BigInteger().with_variant(Integer, "sqlite")  # SQLite counts up in this type alone
 
 
@@ -150,7 +153,7 @@ class Store:
             raise
 
     def _open(self) -> None:
-        with self._engine.begin() as connection:
+        with self._engine.execution_options(**{_WRITES: True}).begin() as connection:
             _META.create_all(connection)
             versions = connection.scalars(sql.select(_schemas.c.version)).all()
             if not versions:
@@ -164,6 +167,15 @@ class Store:
     def close(self) -> None:
         """Give the connections back."""
         self._engine.dispose()
+
+    @contextmanager
+    def _transaction(self, *, writes: bool = False) -> Iterator[Connection]:
+        """All or nothing of what is done in it; every method raises `Unavailable` so."""
+        try:
+            with self._engine.execution_options(**{_WRITES: writes}).begin() as connection:
+                yield connection
+        except (sql.exc.OperationalError, sql.exc.InterfaceError) as error:
+            raise Unavailable(f"the database of the audits fails ({_brief(error)})") from None
 
     def insert(self, audit: Audit) -> None:
         """Add an audit of which nothing is done.
@@ -181,14 +193,14 @@ class Store:
             "created": audit.created,
         }
         try:
-            with self._engine.begin() as connection:
+            with self._transaction(writes=True) as connection:
                 connection.execute(_audits.insert().values(values))
         except sql.exc.IntegrityError:
             raise AlreadyExists(f"there is an audit {audit.id} already") from None
 
     def audits(self) -> tuple[Audit, ...]:
         """All audits, in the order in which they were created."""
-        with self._engine.connect() as connection:
+        with self._transaction() as connection:
             rows = connection.execute(sql.select(_audits).order_by(_audits.c.number))
             return tuple(_audit(row) for row in rows)
 
@@ -198,7 +210,7 @@ class Store:
         Raises:
             NotFound: there is none of that id.
         """
-        with self._engine.connect() as connection:
+        with self._transaction() as connection:
             return _audit(_find(connection, audit_id))
 
     def set_state(
@@ -219,13 +231,13 @@ class Store:
         values: dict[str, Any] = {"state": state.value, "error": error}
         times = {"started": started, "finished": finished}
         values |= {name: value for name, value in times.items() if value is not None}
-        with self._engine.begin() as connection:
+        with self._transaction(writes=True) as connection:
             connection.execute(_audits.update().where(_audits.c.id == audit_id).values(values))
             return _audit(_find(connection, audit_id))
 
     def delete(self, audit_id: str) -> None:
         """Forget an audit and all that it found; nothing happens where there is none."""
-        with self._engine.begin() as connection:
+        with self._transaction(writes=True) as connection:
             connection.execute(_audits.delete().where(_audits.c.id == audit_id))
 
     def add(self, audit_id: str, unit: Unit, result: UnitResult) -> Audit:
@@ -237,7 +249,7 @@ class Store:
         Raises:
             AlreadyExists: the unit is stored already.
         """
-        with self._engine.begin() as connection:
+        with self._transaction(writes=True) as connection:
             row = _find(connection, audit_id, lock=True)
             number, audit = row.number, _audit(row)
             key = {"audit": number, "batch": unit.batch, "stage": unit.stage}
@@ -281,9 +293,9 @@ class Store:
 
     def batch(self, audit_id: str, batch: int) -> tuple[tuple[Sample, ...], tuple[Outcome, ...]]:
         """The samples of a batch, and its outcomes so far in order of units and rows."""
-        with self._engine.connect() as connection:
+        with self._transaction() as connection:
             row = _find(connection, audit_id)
-            plan = _plan(row)
+            plan = _plan(row.plan)
             rows = plan.rows(batch)
             within_batch = _samples.c.row.between(rows.start, rows.stop - 1)
             samples = _read_samples(connection, row.number, within_batch)
@@ -292,9 +304,9 @@ class Store:
 
     def findings(self, audit_id: str) -> Findings:
         """Everything that an audit found in its finished batches."""
-        with self._engine.connect() as connection:
+        with self._transaction() as connection:
             row = _find(connection, audit_id)
-            audit, plan = _audit(row), _plan(row)
+            audit, plan = _audit(row), _plan(row.plan)
             batches = _whole_batches(connection, row.number, plan)
             stop = plan.rows(batches - 1).stop if batches else 0
             samples = _read_samples(connection, row.number, _samples.c.row < stop)
@@ -329,7 +341,9 @@ def _prepare_sqlite(engine: Engine) -> None:
 
     @sql.event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
-        connection.exec_driver_sql("BEGIN")
+        # One who reads first and writes then would be refused if another wrote in between.
+        writes = connection.get_execution_options().get(_WRITES)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
 def _find(connection: Connection, audit_id: str, *, lock: bool = False) -> Row[Any]:
@@ -341,14 +355,12 @@ def _find(connection: Connection, audit_id: str, *, lock: bool = False) -> Row[A
 
 
 def _audit(row: Row[Any]) -> Audit:
-    origin = json.loads(row.origin)
-    lists = {name: tuple(origin[name]) for name in ("input_shape", "bounds", "labels")}
-    plan = _plan(row)
+    plan = _plan(row.plan)
     return Audit(
         id=row.id,
-        spec=AuditSpec.model_validate_json(row.spec),
+        spec=_spec(row.spec),
         plan=plan,
-        origin=Origin(**{**origin, **lists}),
+        origin=_origin(row.origin),
         state=State(row.state),
         error=row.error,
         done=row.done,
@@ -363,8 +375,22 @@ def _audit(row: Row[Any]) -> Audit:
     )
 
 
-def _plan(row: Row[Any]) -> Plan:
-    return Plan.model_validate_json(row.plan)
+# Read with every unit, and never changed.
+@lru_cache(maxsize=8)
+def _plan(text: str) -> Plan:
+    return Plan.model_validate_json(text)
+
+
+@lru_cache(maxsize=8)
+def _spec(text: str) -> AuditSpec:
+    return AuditSpec.model_validate_json(text)
+
+
+@lru_cache(maxsize=8)
+def _origin(text: str) -> Origin:
+    values = json.loads(text)
+    lists = {name: tuple(values[name]) for name in ("input_shape", "bounds", "labels")}
+    return Origin(**{**values, **lists})
 
 
 def units_of(plan: Plan) -> int:

@@ -92,7 +92,14 @@ def plugin_info(name: str) -> PluginInfo:
         rows="independent",
         inputs="required",
         target_kinds=frozenset(),
-        schema={"properties": {"norm": {}, "epsilon": {}, "queries": {}, "steps": {}}},
+        schema={
+            "properties": {
+                "norm": {"enum": ["linf", "l2", "l1"]},
+                "epsilon": {},
+                "queries": {},
+                "steps": {},
+            }
+        },
         fields=(),
         tensors=(),
     )

@@ -124,7 +124,7 @@ async def test_no_data_is_refused(files: AuditFiles):
 
 @pytest.mark.parametrize("second", [array(ROWS[:1].astype(np.float16)), (b"image",)])
 async def test_chunks_are_alike(files: AuditFiles, second: Any):
-    with pytest.raises(InvalidRequest, match="^inputs: "):
+    with pytest.raises(InvalidRequest, match=r"^inputs: "):
         await take(files, DataChunk(array(ROWS[:1]), (0,)), DataChunk(second, (0,)))
 
 
@@ -145,7 +145,7 @@ async def test_integers_and_values_without_bounds_are_taken_where_the_model_take
 
 
 async def test_too_many_bytes_are_refused_as_they_arrive(files: AuditFiles):
-    with pytest.raises(RequestTooLarge, match="inputs: .* 100 bytes"):
+    with pytest.raises(RequestTooLarge, match=r"inputs: .* 100 bytes"):
         await take(files, *chunks(ROWS, (5, 5)), max_bytes=100)
 
 

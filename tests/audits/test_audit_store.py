@@ -220,12 +220,12 @@ def test_a_unit_without_outcomes_counts(store: Store):
 
 @pytest.mark.parametrize("url", ["nonsense", "nosuch://x/y", "sqlite+nosuch:///x"])
 def test_a_wrong_url_is_named(url: str):
-    with pytest.raises(InvalidRequest, match="^audit_database: "):
+    with pytest.raises(InvalidRequest, match=r"^audit_database: "):
         Store(url)
 
 
 def test_a_database_that_cannot_be_opened_is_named(tmp_path: Path):
-    with pytest.raises(FailedPrecondition, match="^audit_database: ") as caught:
+    with pytest.raises(FailedPrecondition, match=r"^audit_database: ") as caught:
         Store(f"sqlite:///{tmp_path / 'no' / 'folder.sqlite'}")
     assert str(tmp_path) not in str(caught.value)
     (tmp_path / "text.sqlite").write_text("this is no database" * 100)
