@@ -1,5 +1,6 @@
-"""Sentences about samples that units add to those of attacks; reports know them by their words."""
+"""Sentences about samples that reports know by their words."""
 
+ZERO_GRADIENT = "the loss has a zero gradient"  # how attacks begin to say so
 RANDOM = "the file gave the same input two different answers"
 DISAGREES = (
     "the served form decides otherwise than the file itself, so that attacks by gradients follow "

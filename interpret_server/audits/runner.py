@@ -89,7 +89,8 @@ class UnitRunner:
             found = await self._ask(inputs)
         warned = {phrases.DISAGREES: found.served != found.decisions}
         if number == 0:
-            warned[phrases.RANDOM] = _differ(found, await self._ask(inputs))
+            at_random = "deterministic" not in self._model.capabilities
+            warned[phrases.RANDOM] = _differ(found, await self._ask(inputs)) | at_random
         return UnitResult(
             batch=number,
             stage=stage.key,
