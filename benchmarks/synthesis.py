@@ -1,13 +1,14 @@
 """Recognisability of class images: the share that a different real classifier puts in its top 5.
 
-Images of fixed ImageNet classes (5, 15, 25, ... 995) are made on SqueezeNet 1.1 and judged by
+Images of 100 fixed ImageNet classes (5, 15, 25, ... 995) are made on SqueezeNet 1.1 and judged by
 MobileNet v2, and the other way round: by every preset of `class_visualization`, by the plain recipe
 of 2013 and by torch-lucent's default render. Neither the judge nor any photo takes part in making
 an image. Seconds are per image: of the processor with one thread (`OMP_NUM_THREADS=1`), else wall
 time.
 
 A full run takes hours. `SYNTHESIS_CLASSES=20` takes that many of the classes, evenly spread;
-`SYNTHESIS_BY=octaves,torch-lucent` makes images by these alone. Finished images are noted in
+`SYNTHESIS_BY=octaves,torch-lucent` makes images by these alone, `SYNTHESIS_ON=mobilenet_v2` on this
+network alone. Finished images are noted in
 `results/synthesis.partial.jsonl`: a run goes on from there and reports all that is noted of its
 classes; delete that file after a change of the code. `--quick` makes two images each way by the
 default preset and writes nothing. `SYNTHESIS_IMAGES=folder` keeps every image as a PNG file.
@@ -30,7 +31,7 @@ from torch import Tensor
 
 from ._recognisability import LUCENT, SLOW_PRESETS, Judge, Make, judges, makers
 
-CLASSES = range(5, 1000, 10)
+CLASSES = tuple(5 + 10 * (37 * place % 100) for place in range(100))  # any first few are spread
 SLOW_SHARE = 5  # presets of 500 steps and more make every fifth image only
 ROWS = 5  # images made together, but for torch-lucent's render of one
 PARTIAL = Path(__file__).parent / "results" / "synthesis.partial.jsonl"
@@ -104,19 +105,23 @@ class _Notes:
 def chosen(quick: bool) -> list[int]:
     """The classes of this run."""
     count = 2 if quick else int(os.environ.get("SYNTHESIS_CLASSES", len(CLASSES)))
-    return [*CLASSES[:: max(1, len(CLASSES) // count)]][:count]
+    return [*CLASSES[:count]]
+
+
+def _wanted(variable: str, name: str) -> bool:
+    """Whether an environment variable names this among others, or nothing."""
+    names = os.environ.get(variable, "")
+    return not names or name in names.split(",")
 
 
 def _work(quick: bool) -> Iterator[tuple[str, Make, Judge, Judge, list[int]]]:
     first, second = judges()
     every = chosen(quick)
-    by = os.environ.get("SYNTHESIS_BY", "").split(",")
     for name, make in makers(quick).items():
-        classes = every[::SLOW_SHARE] if name in SLOW_PRESETS else every
-        if by != [""] and name not in by:
-            classes = []
+        classes = every[: len(every) // SLOW_SHARE] if name in SLOW_PRESETS else every
         for source, judge in ((first, second), (second, first)):
-            yield name, make, source, judge, classes
+            makes = _wanted("SYNTHESIS_BY", name) and _wanted("SYNTHESIS_ON", source.name)
+            yield name, make, source, judge, classes if makes else []
 
 
 def main(quick: bool = False) -> Figures:

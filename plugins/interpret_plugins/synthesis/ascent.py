@@ -42,6 +42,7 @@ class Settings:
         score: what is maximised.
         policy: how the step is made of the gradient.
         rate: learning rate; its meaning depends on the policy.
+        rate_end: the last rate over the first; between them it changes in equal differences.
         progress: rise of the target's value per step that `Policy.PROGRESS` aims at.
         l2: weight of the penalty `l2 * |z|^2`.
         decay: share of z taken away after each step.
@@ -69,6 +70,7 @@ class Settings:
     steps: int
     policy: Policy
     rate: float
+    rate_end: float = 1.0
     score: Score = Score.VALUE
     progress: float = 2.0
     l2: float = 0.0
@@ -96,6 +98,10 @@ class Settings:
         """The value at a step of what runs from the first value to the second."""
         first, last = schedule
         return first + (last - first) * step / self.steps
+
+    def rate_at(self, step: int) -> float:
+        """The learning rate at a step."""
+        return self.at((self.rate, self.rate * self.rate_end), step)
 
     def updated(self, values: Mapping[str, Any]) -> "Settings":
         """The same settings with those of `values` that are not None."""
@@ -134,6 +140,7 @@ def _octaves(sizes: tuple[int, ...], channels: int) -> Settings:
         return replace(common, gradient_blur=(2.0, 0.6))
     return replace(
         common,
+        rate_end=1 / 3,
         views=2,
         zoom=(0.4, 1.0),
         mirror=True,
@@ -184,17 +191,15 @@ def ascend(z: Tensor, gradient: Tensor, step: int, settings: Settings, axes: Axe
         z, gradient: `(N, *shape)`; a row's step depends on that row alone.
         step: its number, from 0.
     """
-    size = gradient.flatten(1)
+    size, rate_now = gradient.flatten(1), settings.rate_at(step)
     tiny = torch.finfo(gradient.dtype).tiny
     match settings.policy:
         case Policy.CONSTANT:
-            rate = torch.full_like(size[:, 0], settings.rate)
+            rate = torch.full_like(size[:, 0], rate_now)
         case Policy.PROGRESS:
-            rate = (settings.progress / size.square().sum(1).clamp_min(tiny)).clamp(
-                max=settings.rate
-            )
+            rate = (settings.progress / size.square().sum(1).clamp_min(tiny)).clamp(max=rate_now)
         case Policy.NORMALIZED:
-            rate = settings.rate / size.abs().mean(1).clamp_min(tiny)
+            rate = rate_now / size.abs().mean(1).clamp_min(tiny)
     z = (z + per_row(rate, z) * gradient) * (1 - settings.decay)
     if settings.blur_every and step % settings.blur_every == 0:
         z = blur(z, axes, settings.blur_sigma)

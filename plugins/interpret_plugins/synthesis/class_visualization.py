@@ -62,6 +62,12 @@ class ClassVisualizationParams(Params):
         "rises by about `progress`; normalized: rate * gradient / mean(|gradient|).",
     )
     rate: float | None = Field(None, gt=0, le=1e6, description="Learning rate, in z.")
+    rate_end: float | None = Field(
+        None,
+        gt=0,
+        le=100,
+        description="The last rate over the first; between them it changes in equal differences.",
+    )
     progress: float | None = Field(
         None, gt=0, le=1e6, description="Rise per step that the policy progress aims at."
     )

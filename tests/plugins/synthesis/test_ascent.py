@@ -16,13 +16,14 @@ AXES = Axes((2, 3), (1,))
 def _slow_step(z: Image, gradient: Image, step: int, settings: Settings) -> Image:
     """One row `(C, H, W)`, in the published order."""
     size = (gradient**2).sum()
+    now = settings.rate * (1 + (settings.rate_end - 1) * step / settings.steps)
     match settings.policy:
         case Policy.CONSTANT:
-            rate = settings.rate
+            rate = now
         case Policy.PROGRESS:
-            rate = min(settings.rate, settings.progress / size)
+            rate = min(now, settings.progress / size)
         case Policy.NORMALIZED:
-            rate = settings.rate / np.abs(gradient).mean()
+            rate = now / np.abs(gradient).mean()
     z = z + rate * gradient
     z = z * (1 - settings.decay)
     if settings.blur_every and step % settings.blur_every == 0:
@@ -40,6 +41,8 @@ def _slow_step(z: Image, gradient: Image, step: int, settings: Settings) -> Imag
     "settings",
     [
         Settings(steps=9, policy=Policy.CONSTANT, rate=0.3),
+        Settings(steps=9, policy=Policy.CONSTANT, rate=0.3, rate_end=0.1),
+        Settings(steps=9, policy=Policy.NORMALIZED, rate=0.1, rate_end=2.0),
         Settings(steps=9, policy=Policy.PROGRESS, rate=0.3, progress=0.1),
         Settings(steps=9, policy=Policy.PROGRESS, rate=1e-4, progress=0.1),
         Settings(steps=9, policy=Policy.NORMALIZED, rate=0.01, decay=0.3),
