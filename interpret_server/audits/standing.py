@@ -1,14 +1,15 @@
 """When a sample is broken under a threat model: one rule for runner, store, report and replay.
 
-A sample is broken at a radius if the original file confirmed an example of it, found by any stage
-of that norm (an attack at whatever radius, or a smallest change), whose distance is at most the
-radius. So one number decides for every radius: the smallest such distance. Distances are float64;
-a relative slack of 1e-6 covers the rounding of examples to float32.
+A sample is broken at a radius if the original file confirmed an example of it, found by an attack
+of that norm (at whatever radius, or a smallest change), whose distance is at most the radius. The
+attack without a radius is a check of gradients and no part of a threat model. So one number
+decides for every radius: the smallest such distance. Distances are float64; a relative slack of
+1e-6 covers the rounding of examples to float32.
 """
 
 from collections.abc import Iterable, Mapping
 
-from .plan import Plan
+from .plan import Plan, StageKind
 from .records import Outcome
 
 SLACK = 1e-6
@@ -20,8 +21,11 @@ def within(distance: float, epsilon: float) -> bool:
 
 
 def norms_of(plan: Plan) -> Mapping[str, str | None]:
-    """The norm of every stage by its key; None for the clean stage and corruptions."""
-    return {stage.key: stage.norm for stage in plan.stages}
+    """The norm of every stage's threat model by its key; None where it is of none."""
+    return {
+        stage.key: None if stage.kind is StageKind.UNBOUNDED else stage.norm
+        for stage in plan.stages
+    }
 
 
 def closest(

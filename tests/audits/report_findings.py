@@ -69,7 +69,7 @@ ATTACKS: dict[str, dict[int, float | None]] = {
         7: None,
         9: 0.09,
     },
-    "unbounded:linf": {0: 0.9, 1: 0.9, 2: 0.9},
+    "unbounded:linf": {0: 0.9, 1: 0.01, 2: 0.9},
 }
 
 

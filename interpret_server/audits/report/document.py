@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
+from .. import masking
 from ..plan import Plan
 from ..records import Audit, Findings, Origin, Outcome, Sample, State, UnitRecord, Warned
 from ..spec import AuditSpec
@@ -21,7 +22,6 @@ from .words import verdict
 
 FORMAT = 1
 RUN = "run"
-_ROWS = 20  # that are named of claims without confirmation
 
 
 def build(findings: Findings, files: Mapping[str, str] | None = None) -> dict[str, Any]:
@@ -144,7 +144,15 @@ def _classes(evidence: Evidence) -> list[dict[str, Any]]:
 
 
 def _masking(findings: Findings) -> list[dict[str, Any]]:
-    return []
+    return [
+        {
+            "code": finding.code,
+            "sentence": finding.sentence,
+            "rows": list(finding.rows),
+            "figures": dict(finding.figures),
+        }
+        for finding in masking.find(findings)
+    ]
 
 
 def _unconfirmed(evidence: Evidence) -> list[dict[str, Any]]:
@@ -155,7 +163,7 @@ def _unconfirmed(evidence: Evidence) -> list[dict[str, Any]]:
             item.row for item in evidence.by_stage[stage.key] if item.claimed and not item.confirmed
         ]
         if rows:
-            found.append({"stage": stage.key, "count": len(rows), "rows": rows[:_ROWS]})
+            found.append({"stage": stage.key, "count": len(rows), "rows": rows})
     return found
 
 

@@ -2,10 +2,10 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from ..plan import StageKind
+from ..plan import Stage, StageKind
 from ..records import Outcome
 from ..standing import within
 from .evidence import Evidence
@@ -118,7 +118,7 @@ def _attacks(evidence: Evidence, norm: str, radii: tuple[float, ...]) -> list[di
         for kind in (StageKind.ATTACK, StageKind.MINIMAL)
         for stage in evidence.stages(kind, norm)
     ]
-    breakers = {radius: _breakers(evidence, norm, radius) for radius in radii}
+    breakers = {radius: _breakers(evidence, stages, norm, radius) for radius in radii}
     found = []
     for stage in stages:
         outcomes = evidence.by_stage[stage.key]
@@ -144,10 +144,12 @@ def _attacks(evidence: Evidence, norm: str, radii: tuple[float, ...]) -> list[di
     return found
 
 
-def _breakers(evidence: Evidence, norm: str, radius: float) -> dict[int, set[str]]:
+def _breakers(
+    evidence: Evidence, stages: Sequence[Stage], norm: str, radius: float
+) -> dict[int, set[str]]:
     """The stages that break each row at a radius."""
     found: dict[int, set[str]] = {}
-    for stage in evidence.stages(norm=norm):
+    for stage in stages:
         for item in evidence.by_stage[stage.key]:
             if item.confirmed and within(item.distance(norm), radius):
                 found.setdefault(item.row, set()).add(stage.key)
