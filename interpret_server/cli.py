@@ -14,9 +14,13 @@ import click
 from . import __version__
 from .config import ConfigError, Settings, load_settings
 from .engine.allocator import freeze_start_up, keep_freed_memory
+from .errors import InterpretError
 
 if TYPE_CHECKING:
+    from .audits.manager import Audits
+    from .data import DataRoot
     from .engine.api import Worker
+    from .rpc.server import Server
 
 _PATH = click.Path(path_type=Path)
 
@@ -34,6 +38,10 @@ def main() -> None:
     "--model-repository", type=_PATH, help="Serve <name>/<version>/model.* of this folder."
 )
 @click.option("--data-root", type=_PATH, help="Folder of data sets that calls may name.")
+@click.option(
+    "--audit-root", type=_PATH, help="Folder that audits are kept in. Default: in ~/.local/state."
+)
+@click.option("--audit-database", metavar="URL", help="Of audits. Default: SQLite in their folder.")
 @click.option(
     "--repository-poll",
     type=float,
@@ -219,6 +227,7 @@ async def _serve(settings: Settings, worker: "Worker", announce: Callable[[str],
         max_message_bytes=settings.max_message_bytes,
         max_request_bytes=settings.max_request_bytes,
         max_upload_bytes=settings.max_upload_bytes,
+        audits=_audits(settings),
     )
     stop = _stop_on_signal()
     if settings.model_repository is not None:
@@ -235,12 +244,44 @@ async def _serve(settings: Settings, worker: "Worker", announce: Callable[[str],
             failures = await loading
             if failures and settings.require_models:
                 raise click.ClickException(f"require_models: {'; '.join(failures)}")
+            await _resume_audits(settings, server)
             await server.serve()
             announce(address)
             await stop.wait()
     finally:
         loading.cancel()
         await server.stop(settings.grace)
+
+
+def _audits(settings: Settings) -> "Callable[[Worker, DataRoot | None], Audits] | None":
+    folder = settings.audit_folder
+    if folder is None:
+        return None
+
+    def make(worker: "Worker", data: "DataRoot | None") -> "Audits":
+        from .audits.manager import Audits
+
+        return Audits(
+            worker,
+            root=folder,
+            database=settings.audit_database,
+            data=data,
+            max_bytes=settings.max_audit_bytes,
+        )
+
+    return make
+
+
+async def _resume_audits(settings: Settings, server: "Server") -> None:
+    """Go on with audits, where there may be some; what was asked for must be there."""
+    asked = settings.audit_root is not None or settings.audit_database is not None
+    if asked or (settings.audit_folder is not None and settings.audit_folder.exists()):
+        try:
+            await server.resume_audits()
+        except InterpretError as error:
+            if asked:
+                raise click.ClickException(error.message) from None
+            logging.getLogger(__name__).warning("no audits: %s", error.message)
 
 
 def _stop_on_signal() -> asyncio.Event:

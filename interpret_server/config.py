@@ -31,6 +31,14 @@ class Settings(BaseModel):
     data_root: Path | None = Field(
         None, description="Folder of the data sets that calls may name instead of sending inputs."
     )
+    audit_root: Path | None = Field(
+        None,
+        description="Folder that audits are kept in; made when it is first used. If not given, "
+        "interpret-server/audits in the user's folder of state.",
+    )
+    audit_database: str | None = Field(
+        None, description="URL of the database of audits, for SQLAlchemy; SQLite if not given."
+    )
     repository_poll: float = Field(
         0.0,
         ge=0,
@@ -85,6 +93,7 @@ class Settings(BaseModel):
         description="Most tensors and images of a chunked request, or rows of a data set, in MiB.",
     )
     max_upload_mb: int = Field(2048, ge=1, description="Largest uploaded model file, in MiB.")
+    max_audit_mb: int = Field(16384, ge=1, description="Most samples of an audit, in MiB.")
     grace: float = Field(
         10.0, ge=0, description="Seconds that running calls may go on after a signal to stop."
     )
@@ -134,6 +143,18 @@ class Settings(BaseModel):
         return value
 
     @property
+    def audit_folder(self) -> Path | None:
+        """The folder of audits; None where there is no home to keep it in."""
+        if self.audit_root is not None:
+            return self.audit_root
+        state = Path(os.environ.get("XDG_STATE_HOME", ""))
+        try:
+            state = state if state.is_absolute() else Path.home() / ".local" / "state"
+        except RuntimeError:
+            return None
+        return state / "interpret-server" / "audits"
+
+    @property
     def worker_memory_bytes(self) -> int:
         """Most address space of one worker in bytes."""
         if self.worker_memory_mb is not None:
@@ -165,6 +186,11 @@ class Settings(BaseModel):
         """Largest uploaded model file in bytes."""
         return self.max_upload_mb * _MIB
 
+    @property
+    def max_audit_bytes(self) -> int:
+        """Most bytes of the samples of an audit."""
+        return self.max_audit_mb * _MIB
+
 
 def load_settings(file: Path | None = None, flags: Mapping[str, Any] | None = None) -> Settings:
     """The settings of a TOML file, with flags taking precedence; a flag of None was not given.
@@ -188,7 +214,7 @@ def _read(file: Path) -> dict[str, Any]:
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{file} is not a TOML file: {error}") from None
     folder = file.parent
-    for key in ("model_repository", "data_root"):
+    for key in ("model_repository", "data_root", "audit_root"):
         if isinstance(path := values.get(key), str):
             values[key] = folder / path
     if isinstance(paths := values.get("plugin_dirs"), list):

@@ -14,7 +14,7 @@ from interpret_server.audits.plan import Plan, Stage, StageKind
 from interpret_server.audits.records import Audit, Origin, State
 from interpret_server.audits.spec import AuditSpec
 from interpret_server.engine import api
-from interpret_server.errors import FailedPrecondition, NotFound
+from interpret_server.errors import FailedPrecondition, NotFound, Unavailable
 from interpret_server.models.manifest import Manifest
 from interpret_server.testing.server import serve
 
@@ -144,7 +144,10 @@ class FakeAudits:
         last = None
         self.watchers += 1
         try:
-            while not self.closed:
+            self.get(number)
+            while number in self._audits:
+                if self.closed:
+                    raise Unavailable("the server is shutting down")
                 now, changed = self.get(number), self._changed
                 if now != last:
                     yield now

@@ -91,3 +91,18 @@ def test_every_setting_is_described_and_documented() -> None:
     for name, field in Settings.model_fields.items():
         assert field.description
         assert f"{name} = " in page, f"docs/operations.md has no {name}"
+
+
+def test_audits_are_kept_in_the_users_folder_of_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    assert Settings().audit_folder == tmp_path / "state/interpret-server/audits"
+    monkeypatch.setenv("XDG_STATE_HOME", "not/absolute")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert Settings().audit_folder == tmp_path / ".local/state/interpret-server/audits"
+    (tmp_path / "server.toml").write_text('audit_root = "here"\nmax_audit_mb = 1\n')
+    settings = load_settings(tmp_path / "server.toml")
+    assert settings.audit_folder == tmp_path / "here"
+    assert settings.max_audit_bytes == 1024 * 1024
+    assert not list(tmp_path.glob("*/"))

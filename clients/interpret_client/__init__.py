@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ._audit_run import AuditRun
 from ._sync import Client, EventStream, connect
-from .audits import Audit, AuditOrigin, AuditPlan
+from .audits import Audit, AuditOrigin, AuditPlan, AuditStep
 from .errors import (
     AlreadyExists,
     Cancelled,
@@ -65,6 +65,7 @@ __all__ = [
     "AuditOrigin",
     "AuditPlan",
     "AuditRun",
+    "AuditStep",
     "AuxTensor",
     "Cancelled",
     "Client",

@@ -15,7 +15,7 @@ from interpret_api.v1 import types_pb2 as types
 
 from . import _codec as codec
 from ._chunks import CHUNK_BYTES
-from .audits import FORMS, Audit, AuditOrigin, AuditPlan
+from .audits import FORMS, Audit, AuditOrigin, AuditPlan, AuditStep
 from .errors import InvalidRequest, ServerError
 from .results import Array, DataSet
 
@@ -188,7 +188,7 @@ def decode_audit(message: pb.Audit) -> Audit:
     """An audit as it stands."""
     if not message.id:
         raise ServerError("the server sent no audit")
-    progress, plan = message.progress, message.plan
+    progress, plan, step = message.progress, message.plan, message.current
     return Audit(
         id=message.id,
         state=_word(message.state, pb.AuditState, "AUDIT_STATE_"),
@@ -205,6 +205,9 @@ def decode_audit(message: pb.Audit) -> Audit:
         started=message.started if message.HasField("started") else None,
         finished=message.finished if message.HasField("finished") else None,
         seconds=message.seconds,
+        current=AuditStep(step.batch, step.stage, step.done, step.total)
+        if message.HasField("current")
+        else None,
     )
 
 

@@ -57,6 +57,16 @@ class AuditOrigin:
 
 
 @dataclass(frozen=True)
+class AuditStep:
+    """The stage that runs on a batch, and how many of the steps of its attack are done."""
+
+    batch: int
+    stage: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
 class Audit:
     """An audit as it stands.
 
@@ -72,6 +82,7 @@ class Audit:
             largest radius of any threat model.
         created, started, finished: seconds since the epoch, or None.
         seconds: of computing so far.
+        current: what runs now, or None.
     """
 
     id: str
@@ -89,6 +100,7 @@ class Audit:
     started: float | None
     finished: float | None
     seconds: float
+    current: AuditStep | None = None
 
     @property
     def ended(self) -> bool:

@@ -153,6 +153,7 @@ def from_audit(audit: Audit) -> pb.Audit:
         started=audit.started,
         finished=audit.finished,
         seconds=audit.seconds,
+        current=None if audit.current is None else pb.AuditStep(**vars(audit.current)),
     )
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import hashlib
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from io import BufferedReader
 from pathlib import Path
@@ -14,7 +14,7 @@ from interpret_api.v1 import audit_service_pb2_grpc
 from ..audits.ingest import DataChunk, StoredSet
 from ..audits.records import Audit, State
 from ..audits.spec import AuditSpec
-from ..errors import DeadlineExceeded, FailedPrecondition, InvalidRequest, Overloaded, Unavailable
+from ..errors import DeadlineExceeded, FailedPrecondition, InvalidRequest, Overloaded
 from . import audit_codec as codec
 from .codec import required
 from .names import Names
@@ -54,31 +54,32 @@ class AuditDesk:
     """Opens the audits when they are first needed: a server that has none makes no folder.
 
     Args:
-        audits: keeps and runs them; None where the server has none.
+        make: makes what keeps and runs them; None where the server has none.
     """
 
-    def __init__(self, audits: Audits | None) -> None:
-        self._audits = audits
+    def __init__(self, make: Callable[[], Audits] | None) -> None:
+        self._make = make
+        self._audits: Audits | None = None
         self._opening = asyncio.Lock()
-        self._open = False
 
     async def audits(self) -> Audits:
         """The audits, which go on with what an earlier server left.
 
         Raises:
-            FailedPrecondition: there are none, or they cannot be opened.
+            InterpretError: there are none, or they cannot be opened.
         """
-        if self._audits is None:
+        if self._make is None:
             raise FailedPrecondition("the server keeps no audits; start it with --audit-root")
         async with self._opening:
-            if not self._open:
-                await self._audits.start()
-                self._open = True
+            if self._audits is None:
+                audits = await asyncio.to_thread(self._make)  # which imports the database's library
+                await audits.start()
+                self._audits = audits
         return self._audits
 
     async def close(self, grace: float) -> None:
         """Stop; the next server goes on."""
-        if self._audits is not None and self._open:
+        if self._audits is not None:
             await self._audits.close(grace)
 
 
@@ -187,7 +188,7 @@ class AuditServicer(audit_service_pb2_grpc.AuditServiceServicer):
                 yield pb.WatchAuditResponse(audit=codec.from_audit(audit))
                 state = audit.state
         if state not in _FINAL:
-            raise Unavailable("the server is shutting down; the audit goes on with the next one")
+            audits.get(request.id)  # which is gone
 
     async def CancelAudit(
         self, request: pb.CancelAuditRequest, context: Any

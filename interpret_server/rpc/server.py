@@ -1,8 +1,9 @@
 """The server: every service on one port, over one worker."""
 
 import asyncio
-import logging
+import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,6 @@ from interpret_api.v1 import (
 
 from ..data import DataRoot, DataWorker
 from ..engine.api import Worker
-from ..errors import InterpretError
 from .audit_service import AuditDesk, Audits, AuditServicer
 from .chunked_service import ChunkedServicer
 from .interceptor import CallInterceptor
@@ -54,7 +54,6 @@ SERVICES = tuple(
 )
 _FLUSH = 0.5  # seconds for the last answers to leave; health watches never end by themselves
 _STATUS = health_pb2.HealthCheckResponse
-_logger = logging.getLogger(__name__)
 
 
 class AddressError(Exception):
@@ -76,7 +75,6 @@ class Server:
         idle_timeout: seconds that a chunked call waits for its caller's next message.
         max_upload_bytes: largest model file that `UploadModel` takes.
         audits: makes what keeps audits, over the worker and the data sets; None for no audits.
-        resume_audits: open them when serving begins, not when they are first asked for.
     """
 
     def __init__(
@@ -92,12 +90,10 @@ class Server:
         idle_timeout: float = 60.0,
         max_upload_bytes: int = 2 << 30,
         audits: Callable[[Worker, DataRoot | None], Audits] | None = None,
-        resume_audits: bool = False,
     ) -> None:
         data = DataRoot(data_root) if data_root else None
         self._worker = Names(DataWorker(worker, data, max_request_bytes))
-        self._audits = AuditDesk(audits and audits(worker, data))
-        self._resume_audits = resume_audits
+        self._audits = AuditDesk(audits and partial(audits, worker, data))
         self._address, self._repository = address, repository
         self._reloader = None if repository is None else Reloader(repository, self._worker)
         self._poll = repository_poll
@@ -174,13 +170,16 @@ class Server:
         if self._reloader is not None:
             self._reloader.ask()
 
+    async def resume_audits(self) -> None:
+        """Go on with what an earlier server left; otherwise the first call about audits does.
+
+        Raises:
+            InterpretError: they cannot be opened.
+        """
+        await self._audits.audits()
+
     async def serve(self) -> None:
         """Report SERVING, and follow the changes of the repository from now on."""
-        if self._resume_audits:
-            try:
-                await self._audits.audits()
-            except InterpretError as error:
-                _logger.error("audits do not go on: %s", error.message)
         self._serving = True
         if self._reloader is not None:
             self._watching = asyncio.create_task(self._reloader.watch(self._poll))
@@ -195,7 +194,8 @@ class Server:
             await asyncio.wait({self._watching})
         await self._health.enter_graceful_shutdown()
         stopping = asyncio.create_task(self._server.stop(grace + _FLUSH))
+        began = time.monotonic()
         await self._audits.close(grace)
-        await self._worker.close(grace)
+        await self._worker.close(max(grace - (time.monotonic() - began), 0.0))
         await self._server.stop(_FLUSH)
         await stopping

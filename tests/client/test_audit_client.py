@@ -15,6 +15,7 @@ from fake_audit_server import LONG, FakeAudits, serve_audits, until
 import interpret_client
 from interpret_client import (
     AuditRun,
+    AuditStep,
     Cancelled,
     Client,
     DataSet,
@@ -28,7 +29,7 @@ from interpret_client import (
 )
 from interpret_client import _audit_calls as calls
 from interpret_server.audits.ingest import StoredSet
-from interpret_server.audits.records import State
+from interpret_server.audits.records import Current, State
 
 ROWS = np.random.default_rng(0).random((5, 1, 2, 2), np.float32)
 LABELS = [0, 1, 2, 0, 1]
@@ -193,8 +194,11 @@ def test_an_argument_of_another_type_is_refused(client: Client) -> None:
 def test_what_is_known_of_an_audit(client: Client, run: AuditRun, audits: FakeAudits) -> None:
     assert run.audit.state == "queued"
     assert run.audit.clean_accuracy is run.audit.robust_accuracy is run.audit.started is None
-    audits.change(run.id, state=State.RUNNING, done=3, samples=4, correct=3, standing=1)
+    step = Current(1, "linf:0.1:pgd", 20, 40)
+    counts = {"samples": 4, "correct": 3, "standing": 1}
+    audits.change(run.id, state=State.RUNNING, done=3, current=step, **counts)
     audit = run.status()
+    assert audit.current == AuditStep(1, "linf:0.1:pgd", 20, 40)
     assert audit == run.audit
     assert (audit.state, audit.done, audit.total, audit.ended) == ("running", 3, 6, False)
     assert (audit.clean_accuracy, audit.robust_accuracy) == (0.75, 0.25)

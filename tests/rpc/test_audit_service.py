@@ -19,6 +19,7 @@ from interpret_api.v1 import types_pb2 as types
 from interpret_api.v1.audit_service_pb2_grpc import AuditServiceStub
 from interpret_server.audits.ingest import StoredSet
 from interpret_server.audits.records import State
+from interpret_server.errors import FailedPrecondition
 from interpret_server.rpc.server import Server
 from interpret_server.testing.server import serve
 
@@ -507,15 +508,9 @@ def test_a_server_without_audits_says_so() -> None:
     assert "--audit-root" in failure.message
 
 
-@pytest.mark.parametrize("at_once", [False, True])
-def test_audits_are_opened_when_first_needed_or_when_serving_begins(
-    audits: FakeAudits, at_once: bool
-) -> None:
-    with (
-        serve_audits(audits, resume_audits=at_once) as address,
-        grpc.insecure_channel(address) as channel,
-    ):
-        assert audits.starts == at_once
+def test_audits_are_opened_once_when_first_needed(audits: FakeAudits) -> None:
+    with serve_audits(audits) as address, grpc.insecure_channel(address) as channel:
+        assert audits.starts == 0
         stub = AuditServiceStub(channel)
         stub.ListAudits(pb.ListAuditsRequest())
         stub.ListAudits(pb.ListAuditsRequest())
@@ -527,3 +522,21 @@ def test_the_model_of_an_audit_goes_by_its_own_name(
     stub: AuditServiceStub, audits: FakeAudits
 ) -> None:
     assert audits.get(created(stub).id).spec.model == MODEL.name
+
+
+def test_audits_that_cannot_be_opened_are_tried_again(audits: FakeAudits) -> None:
+    refused: list[str] = ["audit_root: another server uses the folder"]
+    start = audits.start
+
+    async def refuse() -> None:
+        if refused:
+            raise FailedPrecondition(refused.pop())
+        await start()
+
+    audits.start = refuse
+    with serve_audits(audits) as address, grpc.insecure_channel(address) as channel:
+        stub = AuditServiceStub(channel)
+        failure = failure_of(lambda: stub.ListAudits(pb.ListAuditsRequest()))
+        assert failure.code is StatusCode.FAILED_PRECONDITION
+        assert "another server" in failure.message
+        assert not stub.ListAudits(pb.ListAuditsRequest()).audits

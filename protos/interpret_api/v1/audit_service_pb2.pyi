@@ -240,7 +240,7 @@ class AuditBudget(_message.Message):
     def __init__(self, seconds: _Optional[float] = ..., queries: _Optional[int] = ...) -> None: ...
 
 class Audit(_message.Message):
-    __slots__ = ("id", "state", "error", "spec", "plan", "origin", "progress", "created", "started", "finished", "seconds")
+    __slots__ = ("id", "state", "error", "spec", "plan", "origin", "progress", "created", "started", "finished", "seconds", "current")
     ID_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
@@ -252,6 +252,7 @@ class Audit(_message.Message):
     STARTED_FIELD_NUMBER: _ClassVar[int]
     FINISHED_FIELD_NUMBER: _ClassVar[int]
     SECONDS_FIELD_NUMBER: _ClassVar[int]
+    CURRENT_FIELD_NUMBER: _ClassVar[int]
     id: str
     state: AuditState
     error: str
@@ -263,7 +264,20 @@ class Audit(_message.Message):
     started: float
     finished: float
     seconds: float
-    def __init__(self, id: _Optional[str] = ..., state: _Optional[_Union[AuditState, str]] = ..., error: _Optional[str] = ..., spec: _Optional[_Union[AuditSpec, _Mapping]] = ..., plan: _Optional[_Union[AuditPlan, _Mapping]] = ..., origin: _Optional[_Union[AuditOrigin, _Mapping]] = ..., progress: _Optional[_Union[AuditProgress, _Mapping]] = ..., created: _Optional[float] = ..., started: _Optional[float] = ..., finished: _Optional[float] = ..., seconds: _Optional[float] = ...) -> None: ...
+    current: AuditStep
+    def __init__(self, id: _Optional[str] = ..., state: _Optional[_Union[AuditState, str]] = ..., error: _Optional[str] = ..., spec: _Optional[_Union[AuditSpec, _Mapping]] = ..., plan: _Optional[_Union[AuditPlan, _Mapping]] = ..., origin: _Optional[_Union[AuditOrigin, _Mapping]] = ..., progress: _Optional[_Union[AuditProgress, _Mapping]] = ..., created: _Optional[float] = ..., started: _Optional[float] = ..., finished: _Optional[float] = ..., seconds: _Optional[float] = ..., current: _Optional[_Union[AuditStep, _Mapping]] = ...) -> None: ...
+
+class AuditStep(_message.Message):
+    __slots__ = ("batch", "stage", "done", "total")
+    BATCH_FIELD_NUMBER: _ClassVar[int]
+    STAGE_FIELD_NUMBER: _ClassVar[int]
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_FIELD_NUMBER: _ClassVar[int]
+    batch: int
+    stage: str
+    done: int
+    total: int
+    def __init__(self, batch: _Optional[int] = ..., stage: _Optional[str] = ..., done: _Optional[int] = ..., total: _Optional[int] = ...) -> None: ...
 
 class AuditPlan(_message.Message):
     __slots__ = ("samples", "batch_size", "stages", "notes")
