@@ -2,13 +2,13 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-NAME = "audits"
 
 
 def lacks() -> str:
@@ -36,28 +36,42 @@ def cluster() -> Iterator[Path]:
     if os.getuid() == 0:
         shutil.chown(folder, "nobody")
         unprivileged = ["setpriv", "--reuid=nobody", "--clear-groups"]
-
-    def run(program: str, *arguments: str) -> None:
-        command = [*unprivileged, str(programs / program), *arguments]
-        subprocess.run(command, check=True, capture_output=True, cwd=folder, timeout=120)
-
-    data = str(folder / "data")
-    options = f"-k {folder} -c listen_addresses='' -c fsync=off"
+    data, options = str(folder / "data"), ["-c", "listen_addresses=", "-c", "fsync=off"]
+    make = [str(programs / "initdb"), "-D", data, "-U", "postgres", "-A", "trust", "-N"]
+    serve = [str(programs / "postgres"), "-D", data, "-k", str(folder), *options]
     try:
-        run("initdb", "-D", data, "-U", "postgres", "-A", "trust", "-N", "-E", "UTF8")
-        run("pg_ctl", "-D", data, "-w", "-l", str(folder / "log"), "-o", options, "start")
+        subprocess.run([*unprivileged, *make], check=True, capture_output=True, cwd=folder)
+        with (folder / "log").open("w") as log:
+            server = subprocess.Popen([*unprivileged, *serve], cwd=folder, stderr=log)
         try:
+            _await_answer(server, folder)
             yield folder
         finally:
-            run("pg_ctl", "-D", data, "-m", "immediate", "stop")
+            server.send_signal(signal.SIGQUIT)  # at once
+            server.wait(60)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def new_database(socket: Path, name: str) -> str:
-    """The URL of an empty database."""
+def _await_answer(server: "subprocess.Popen[bytes]", socket: Path) -> None:
+    import psycopg
+
+    until = time.monotonic() + 60
+    while True:
+        try:
+            psycopg.connect(f"host={socket} user=postgres").close()
+        except psycopg.OperationalError:
+            assert server.poll() is None, (socket / "log").read_text()
+            assert time.monotonic() < until, "PostgreSQL does not answer"
+            time.sleep(0.05)
+        else:
+            return
+
+
+def emptied(socket: Path) -> str:
+    """The URL of the cluster's database, without any table."""
     import psycopg
 
     with psycopg.connect(f"host={socket} user=postgres", autocommit=True) as connection:
-        connection.execute(f'CREATE DATABASE "{name}"')  # type: ignore[call-overload]
-    return f"postgresql+psycopg://postgres@/{name}?host={socket}"
+        connection.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
+    return f"postgresql+psycopg://postgres@/postgres?host={socket}"

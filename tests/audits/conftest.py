@@ -1,13 +1,10 @@
 """Databases that stores are tested with."""
 
-import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from audit_databases import cluster, lacks, new_database
-
-_numbers = itertools.count()
+from audit_databases import cluster, emptied, lacks
 
 
 @pytest.fixture(scope="session")
@@ -24,4 +21,4 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """The URL of an empty database, of either kind."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'audits.sqlite'}"
-    return new_database(request.getfixturevalue("postgresql"), f"audits{next(_numbers)}")
+    return emptied(request.getfixturevalue("postgresql"))
