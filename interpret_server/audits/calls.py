@@ -1,7 +1,7 @@
 """What audits ask of a worker: a file's own answers, and attacks."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, cast
@@ -11,14 +11,10 @@ from numpy.typing import NDArray
 
 from ..data.arrays import as_array
 from ..engine.api import Call, Event, ModelInfo, Progress, Result, Target, Worker
-from ..errors import FailedPrecondition, InterpretError, InvalidRequest
+from ..errors import FailedPrecondition, InterpretError
 from .files import Given
-from .plan import Plan, Stage
+from .plan import Stage
 from .records import Rows
-from .spec import AuditSpec
-
-CLIENT = "audit"
-_BEHIND, _USUAL = -1, 0  # priorities
 
 Report = Callable[[int, int], None]  # told how many steps are done, of how many
 
@@ -106,7 +102,15 @@ async def attack(
     Raises:
         FailedPrecondition: the plugin's result is not that of an attack.
     """
-    result = await _result(worker, _attacking(model, stage, inputs, labels, seeds), report)
+    call = _call(
+        model,
+        stage.plugin,
+        inputs,
+        params=json.dumps(stage.params, sort_keys=True),
+        targets=tuple(Target("class", (label,)) for label in labels),
+        seeds=tuple(seeds),
+    )
+    result = await _result(worker, call, report)
     missing = {"adversarial", "success"} - set(result.tensors)
     if missing:
         raise FailedPrecondition(f"{stage.plugin} gives no {' and no '.join(sorted(missing))}")
@@ -119,73 +123,22 @@ async def attack(
     )
 
 
-async def rehearse(
-    worker: Worker, model: ModelInfo, spec: AuditSpec, plan: Plan, given: Given, label: int
-) -> None:
-    """Begin every attack of a plan on one row, so that what is wrong is told before an audit runs.
-
-    Args:
-        given: the row as it was sent.
-        label: its class.
-
-    Raises:
-        InterpretError: of the plugin, naming `attacks[i].params.x` where that is wrong.
-    """
-    inputs = (await answers(worker, model, given)).inputs
-    places = {item.label: f"attacks[{number}]" for number, item in enumerate(spec.attacks)}
-    tried = set()
-    for stage in plan.stages:
-        key = (stage.plugin, stage.attack if spec.attacks else "", stage.norm)
-        if not stage.plugin or key in tried:
-            continue
-        tried.add(key)
-        call = _attacking(model, stage, inputs, [label], [0], priority=_USUAL)
-        try:
-            async with aclosing(_events(worker, call)) as events:
-                async for _ in events:
-                    break
-        except InvalidRequest as error:
-            raise error.within(places.get(stage.attack, "suite")) from None
-        except FailedPrecondition as error:
-            place = places.get(stage.attack, "suite")
-            raise type(error)(f"{place}: {error.message}") from None
-
-
-def _attacking(
-    model: ModelInfo,
-    stage: Stage,
-    inputs: Rows,
-    labels: Sequence[int],
-    seeds: Sequence[int],
-    priority: int = _BEHIND,
-) -> Call:
-    return _call(
-        model,
-        stage.plugin,
-        inputs,
-        params=json.dumps(stage.params, sort_keys=True),
-        targets=tuple(Target("class", (int(label),)) for label in labels),
-        seeds=tuple(seeds),
-        priority=priority,
-    )
-
-
 def _call(model: ModelInfo, plugin: str, rows: Given | Rows, **fields: Any) -> Call:
     inputs = as_array(rows) if isinstance(rows, np.ndarray) else rows
-    settled = {"priority": _BEHIND, **fields}
     return Call(
-        model=model.name, plugin=plugin, inputs=inputs, client=CLIENT, alone=True, **settled
+        model=model.name,
+        plugin=plugin,
+        inputs=inputs,
+        client="audit",
+        priority=-1,
+        alone=True,
+        **fields,
     )
-
-
-def _events(worker: Worker, call: Call) -> Any:
-    return cast(Any, worker.run(call))
 
 
 async def _result(worker: Worker, call: Call, report: Report | None = None) -> Result:
     """The result of a call, which is closed at once where its reader is cancelled."""
-    async with aclosing(_events(worker, call)) as events:
-        event: Event
+    async with aclosing(cast(AsyncGenerator[Event, None], worker.run(call))) as events:
         async for event in events:
             if isinstance(event, Result):
                 return event

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ..engine.api import ModelInfo, PluginInfo
 from ..errors import FailedPrecondition, InvalidRequest, NotFound
+from .schema import violations
 from .spec import AuditSpec, NormName, Threat
 from .suites import SEVERITIES, UNBOUNDED_STEPS, SuiteAttack, attacks_of, minimal_of
 
@@ -249,10 +250,7 @@ class _Planner:
             )
 
     def _check_attacks(self) -> None:
-        """Refuse what a caller's list names that no audit can run.
-
-        What parameters hold is for the plugins themselves to judge, before an audit begins.
-        """
+        """Refuse what a caller's list names that no audit can run."""
         norms = {threat.norm for threat in self._spec.threats}
         for position, attack in enumerate(self._spec.attacks):
             place = f"attacks[{position}]"
@@ -277,6 +275,9 @@ class _Planner:
                 raise InvalidRequest.field(
                     f"{place}.params.targeted", "an audit leaves the true class; leave it out"
                 )
+            if wrong := tuple(violations(plugin.schema, attack.params, f"{place}.params")):
+                told = "; ".join(f"{item.field}: {item.description}" for item in wrong)
+                raise InvalidRequest(told, violations=wrong)
             if not norms & self._norms(plugin):
                 raise InvalidRequest.field(
                     f"{place}.plugin", f"{plugin.name} takes no norm of the threat models"

@@ -146,6 +146,13 @@ def test_an_attack_that_lacks_one_of_several_norms_is_left_out_there(plugins, mo
         ({"plugin": "apgd", "params": {"epsilon": 0.2}}, "attacks[1].params.epsilon"),
         ({"plugin": "apgd", "params": {"norm": "l2"}}, "attacks[1].params.norm"),
         ({"plugin": "apgd", "params": {"targeted": True}}, "attacks[1].params.targeted"),
+        ({"plugin": "apgd", "params": {"stepz": 3}}, "attacks[1].params.stepz"),
+        ({"plugin": "apgd", "params": {"steps": 0}}, "attacks[1].params.steps"),
+        ({"plugin": "apgd", "params": {"steps": "many"}}, "attacks[1].params.steps"),
+        (
+            {"plugin": "auto_attack", "params": {"attacks": ["fab", "x"]}},
+            "attacks[1].params.attacks.1",
+        ),
     ],
 )
 def test_attacks_that_no_audit_can_run_are_refused_by_name(plugins, model, attack, field):
