@@ -6,7 +6,7 @@ first axis is the batch) and one method, `run`. See docs/plugins.md for a walk t
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from dataclasses import fields as dataclass_fields
 from enum import StrEnum
@@ -347,6 +347,22 @@ class Plugin(ABC, Generic[P, R]):
 
         Raises:
             InvalidRequest: with the field that is wrong.
+        """
+
+    def check_seconds(
+        self,
+        params: P,
+        plugins: "Mapping[str, Sequence[Plugin[Any, Any]]]",
+        models: Mapping[str, Classifier],
+    ) -> None:
+        """Refuse, before queueing, second plugins and models that do not suit together.
+
+        Args:
+            plugins: those that a parameter names, in its order, by the parameter's name in `uses`.
+            models: the second models of the request, by role.
+
+        Raises:
+            InvalidRequest: with the field that is wrong, such as `params.priors.1`.
         """
 
     @abstractmethod

@@ -62,17 +62,25 @@ class Methods:
 
     def _resolve(self, users: list[AnyPlugin], params: Any, path: str, usual: Classifier) -> Any:
         update: dict[str, Any] = {}
+        used: dict[str, list[AnyPlugin]] = {}
         for name, kind in users[-1].uses.items():
             value, field = getattr(params, name), f"{path}.{name}"
             role = users[-1].runs_on.get(name)
             model = usual if role is None else self._models[role]
             if isinstance(value, Method):
                 update[name] = self._second(users, value, kind, field, model)
+                used[name] = [self._plugins[value.plugin].plugin]
             elif value is not None:
                 update[name] = type(value)(
                     self._second(users, item, kind, f"{field}.{index}", model)
                     for index, item in enumerate(value)
                 )
+                used[name] = [self._plugins[item.plugin].plugin for item in value]
+        try:
+            users[-1].check_seconds(params, used, self._models)
+        except InvalidRequest as error:
+            place = path.removesuffix("params").removesuffix(".")
+            raise (error.within(place) if place else error) from None
         return params.model_copy(update=update) if update else params
 
     def _second(

@@ -1,7 +1,7 @@
 """A second model that gives a log density, or an energy, as a prior."""
 
-from collections.abc import Mapping
-from typing import ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -51,18 +51,30 @@ class LogProbModel(Plugin[LogProbModelParams, PriorResult]):
         )
     }
 
+    def check_seconds(
+        self,
+        params: LogProbModelParams,
+        plugins: Mapping[str, Sequence[Plugin[Any, Any]]],
+        models: Mapping[str, Classifier],
+    ) -> None:
+        _check(models["prior"])
+
     def run(
         self, model: Classifier, batch: Batch, params: LogProbModelParams, job: Job
     ) -> PriorResult:
         network, x = job.model("prior"), batch.inputs
-        if network.classes != 1:
-            raise InvalidRequest.field(
-                "models.prior",
-                "log_prob_model needs a network that gives one number for each row, and "
-                f"{network.name} gives {network.classes}",
-            )
+        _check(network)
         number = Targets.classes(torch.zeros(len(x), device=x.device))
         for _ in job.track(1):
             found = network.gradient(x, number)
         factor = params.weight if params.gives == "log_prob" else -params.weight
         return PriorResult(factor * found.inputs, factor * found.objective)
+
+
+def _check(network: Classifier) -> None:
+    if network.classes != 1:
+        raise InvalidRequest.field(
+            "models.prior",
+            "log_prob_model needs a network that gives one number for each row, and "
+            f"{network.name} gives {network.classes}",
+        )

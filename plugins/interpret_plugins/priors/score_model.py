@@ -1,8 +1,8 @@
 """A second model that denoises, or gives a score, as a prior."""
 
 import math
-from collections.abc import Mapping
-from typing import ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -48,6 +48,7 @@ class ScoreModel(Plugin[ScoreModelParams, PriorResult]):
 
     name = "score_model"
     kind = Kind.PRIOR
+    has_log_prob: ClassVar[bool] = False
     target_kinds = frozenset()
     models: ClassVar[Mapping[str, ModelRole]] = {
         "prior": ModelRole(
@@ -55,19 +56,33 @@ class ScoreModel(Plugin[ScoreModelParams, PriorResult]):
         )
     }
 
+    def check_seconds(
+        self,
+        params: ScoreModelParams,
+        plugins: Mapping[str, Sequence[Plugin[Any, Any]]],
+        models: Mapping[str, Classifier],
+    ) -> None:
+        shape = models["prior"].input_shape
+        if -1 not in shape:
+            _check(models["prior"], math.prod(shape))
+
     def run(
         self, model: Classifier, batch: Batch, params: ScoreModelParams, job: Job
     ) -> PriorResult:
         network, x = job.model("prior"), batch.inputs
-        if network.classes != math.prod(x.shape[1:]):
-            raise InvalidRequest.field(
-                "models.prior",
-                f"score_model needs a network that gives as many values as it takes, and "
-                f"{network.name} gives {network.classes} for {math.prod(x.shape[1:])}",
-            )
+        _check(network, math.prod(x.shape[1:]))
         with torch.no_grad():
             for _ in job.track(1):
                 score = network(x).reshape(x.shape)
         if params.gives == "denoised":
             score = (score - x) / (params.sigma * model.scale) ** 2
         return PriorResult(params.weight * score, None)
+
+
+def _check(network: Classifier, values: int) -> None:
+    if network.classes != values:
+        raise InvalidRequest.field(
+            "models.prior",
+            "score_model needs a network that gives as many values as it takes, and "
+            f"{network.name} gives {network.classes} for {values}",
+        )

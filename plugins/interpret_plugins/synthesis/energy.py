@@ -55,7 +55,6 @@ class Energy:
         likelihood: condition on log p(c|x), for classes; else on the target's value.
         weight: of the condition.
         diagonal: differentiate the class's own logit only, with 1 - p(c|x) as its factor.
-        exact: refuse priors without a log density.
         max_rows: rows that go through a model at once.
     """
 
@@ -68,7 +67,6 @@ class Energy:
     weight: float
     max_rows: int
     diagonal: bool = False
-    exact: bool = False
 
     def at(self, z: Tensor) -> Evaluation:
         """The terms at centred inputs; to be called within a step of `Job.track`."""
@@ -87,7 +85,7 @@ class Energy:
     def _some(self, z: Tensor, start: int) -> Evaluation:
         space = Centred.of(self.model)
         rows = slice(start, start + len(z))
-        prior = self.priors.at(self.model, space.to_input(z), self.seeds[rows], exact=self.exact)
+        prior = self.priors.at(self.model, space.to_input(z), self.seeds[rows])
         condition, gradient = self._condition(z, rows, space)
         return Evaluation(condition, gradient, prior.log_prob, space.scale * prior.score)
 

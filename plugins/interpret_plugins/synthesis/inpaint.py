@@ -1,8 +1,8 @@
 """Completion of a masked region under a class and a prior."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -27,7 +27,7 @@ from interpret_server.plugin import (
     output,
 )
 
-from ..priors.prior import PriorSum
+from ..priors.prior import PriorSum, check_sum
 from .centred import Centred
 from .chains import Chains, Kernel, Schedule
 from .descent import Adam, Point
@@ -130,6 +130,14 @@ class Inpaint(Plugin[InpaintParams, InpaintResult]):
         )
     }
 
+    def check_seconds(
+        self,
+        params: InpaintParams,
+        plugins: Mapping[str, Sequence[Plugin[Any, Any]]],
+        models: Mapping[str, Classifier],
+    ) -> None:
+        check_sum(plugins["priors"], exact=params.metropolis)
+
     def run(
         self, model: Classifier, batch: Batch, params: InpaintParams, job: Job
     ) -> InpaintResult:
@@ -142,13 +150,12 @@ class Inpaint(Plugin[InpaintParams, InpaintResult]):
         energy = Energy(
             model,
             batch.targets,
-            PriorSum(params.priors, job),
+            PriorSum(params.priors, job, exact=params.metropolis),
             batch.inputs,
             batch.seeds,
             likelihood=is_likelihood(batch.targets),
             weight=params.condition_weight,
             max_rows=max(1, job.max_rows),
-            exact=params.metropolis,
         )
         z = torch.where(hidden, _start(batch, params, space), known)
 

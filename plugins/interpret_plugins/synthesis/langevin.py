@@ -1,8 +1,8 @@
 """Langevin sampling of the inputs of a class, or of any unit."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -27,7 +27,7 @@ from interpret_server.plugin import (
     output,
 )
 
-from ..priors.prior import PriorSum
+from ..priors.prior import PriorSum, check_sum
 from .centred import Centred
 from .chains import Chains, Kernel, Schedule
 from .energy import Energy, is_likelihood
@@ -265,6 +265,14 @@ class Langevin(Plugin[LangevinParams, LangevinResult]):
         )
     }
 
+    def check_seconds(
+        self,
+        params: LangevinParams,
+        plugins: Mapping[str, Sequence[Plugin[Any, Any]]],
+        models: Mapping[str, Classifier],
+    ) -> None:
+        check_sum(plugins["priors"], exact=params.metropolis)
+
     def run(
         self, model: Classifier, batch: Batch, params: LangevinParams, job: Job
     ) -> LangevinResult:
@@ -273,14 +281,13 @@ class Langevin(Plugin[LangevinParams, LangevinResult]):
         energy = Energy(
             model,
             batch.targets.take(rows),
-            PriorSum(params.priors, job),
+            PriorSum(params.priors, job, exact=params.metropolis),
             batch.inputs[rows],
             chain_seeds(batch.seeds, count),
             likelihood=_likelihood(batch, params),
             weight=params.condition_weight,
             max_rows=max(1, job.max_rows),
             diagonal=params.compatibility == "ppgn",
-            exact=params.metropolis,
         )
         starts = Starts.of(batch, params, space)
         chains = Chains(energy, kernel, space, space.from_input(batch.inputs)[rows])

@@ -15,7 +15,10 @@ from interpret_plugins.priors.prior import PriorResult, PriorSum
 from interpret_plugins.priors.score_model import ScoreModel
 from interpret_plugins.priors.smoothness import Smoothness
 from interpret_plugins.priors.total_variation import TotalVariation
+from interpret_plugins.synthesis.inpaint import Inpaint
+from interpret_plugins.synthesis.langevin import Langevin
 from interpret_plugins.synthesis.spatial import Axes, total_variation
+from interpret_server.engine.methods import Methods
 from interpret_server.plugin import (
     Batch,
     Classifier,
@@ -230,11 +233,34 @@ def test_a_sum_with_a_mere_score_has_no_log_density() -> None:
     model = _images()
     prior = {"prior": _values(_Denoiser(2.0, 0.8), model)}
     methods = [Method(plugin="gaussian"), Method(plugin="score_model")]
-    sum_ = PriorSum(methods, Job(prior))
-    assert sum_.at(model, _x(model), (0, 1, 2)).log_prob is None
+    assert PriorSum(methods, Job(prior)).at(model, _x(model), (0, 1, 2)).log_prob is None
     with pytest.raises(InvalidRequest, match="no log density") as caught:
-        sum_.at(model, _x(model), (0, 1, 2), exact=True)
+        PriorSum(methods, Job(prior), exact=True)
     assert caught.value.violations[0].field == "params.priors.1"
+
+
+@pytest.mark.parametrize(
+    ("kind", "priors", "options", "field"),
+    [
+        (Langevin, ["total_variation"], {}, "params.priors"),
+        (Langevin, ["gaussian", "score_model"], {"metropolis": True}, "params.priors.1"),
+        (Inpaint, ["score_model"], {"metropolis": True}, "params.priors.0"),
+        (Langevin, ["gaussian", "log_prob_model"], {}, "models.prior"),
+    ],
+)
+def test_unsuitable_priors_are_refused_before_anything_runs(
+    kind: type[Plugin[Any, Any]], priors: list[str], options: dict[str, object], field: str
+) -> None:
+    model, registry = _images(), Registry()
+    for prior in (Gaussian, TotalVariation, ScoreModel, LogProbModel):
+        registry.add(prior, "tests")
+    plugins = {item.plugin.name: item for item in registry}
+    denoiser = _values(_Denoiser(2.0, 0.8), model)
+    methods = Methods(model, plugins, frozenset(), {"prior": denoiser})
+    params = kind.params_type.model_validate({"priors": priors, **options})
+    with pytest.raises(InvalidRequest) as caught:
+        methods.resolve(kind(), params)
+    assert caught.value.violations[0].field == field
 
 
 @pytest.mark.parametrize("kind", [Gaussian, TotalVariation, Smoothness, ScoreModel, LogProbModel])
