@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fleets import LIMITS, fleet_of, result
+from fleets import LIMITS, fleet_of, kill, result, until
 
 from interpret_server.engine.api import Array, Call, Result, Target
 from interpret_server.engine.workers.fleet import Fleet
@@ -75,7 +75,9 @@ async def hammered(fleet: Fleet, *calls: Call) -> Any:
     assert all(isinstance(item, asyncio.CancelledError) for item in ended)
 
 
-async def test_what_else_is_served_changes_no_bit_of_a_call_that_runs_alone(tmp_path: Path) -> None:
+async def test_neither_other_calls_nor_a_new_worker_change_a_bit_of_a_call_that_runs_alone(
+    tmp_path: Path,
+) -> None:
     limits = dataclasses.replace(LIMITS, max_step=1e-6)
     async with fleet_of(limits=limits) as fleet:
         await fleet.load("net", network(tmp_path / "net.pt"), MANIFEST)
@@ -94,6 +96,10 @@ async def test_what_else_is_served_changes_no_bit_of_a_call_that_runs_alone(tmp_
                     assert busy.provenance.batch_rows == MAX_BATCH
             assert learned.provenance.batch_rows < MAX_BATCH
             assert quiet.provenance.batch_rows == MAX_BATCH
+            gone = fleet.process_ids()["net"]
+            kill(fleet, "net")
+            await until(lambda gone=gone: fleet.process_ids()["net"] not in ([], gone))
+            assert contents(await result(fleet, alone)) == contents(quiet)
 
 
 async def test_a_sandboxed_worker_opens_the_file_again(tmp_path: Path) -> None:
