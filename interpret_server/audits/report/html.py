@@ -6,7 +6,7 @@ the page forbids scripts and requests.
 
 import base64
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,9 @@ def render(document: Mapping[str, Any], pictures: Mapping[str, Change]) -> str:
         suite="of the caller" if document["spec"]["attacks"] else document["spec"]["suite"],
         classes=_weakest(document["classes"]),
         cells={(cell["corruption"], cell["severity"]): cell for cell in cells},
-        curves={threat["norm"]: _curve(origin["model"], threat) for threat in document["threats"]},
+        curves={
+            threat["norm"]: curve([(origin["model"], threat)]) for threat in document["threats"]
+        },
         pictures={name: _embedded(change) for name, change in pictures.items()},
     )
 
@@ -86,11 +88,20 @@ def _weakest(classes: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(classes, key=strength)[:_MOST_CLASSES]
 
 
-def _curve(model: str, threat: Mapping[str, Any]) -> Markup:
-    norm = NORMS[threat["norm"]]
-    told = "; ".join(f"{percent(at['accuracy'])} at {at['epsilon']:g}" for at in threat["radii"])
-    label = f"Robust accuracy over the largest change in {norm}: {told}"
-    return Markup(plots.robustness_curve([(model, threat)], norm, label=label))  # noqa: S704
+def curve(threats: Sequence[tuple[str, Mapping[str, Any]]]) -> Markup:
+    """The robustness curves of one norm, with words for those who do not see them.
+
+    Args:
+        threats: what each is called, and its figures.
+    """
+    norm = NORMS[threats[0][1]["norm"]]
+    told = ". ".join(
+        f"{name}: "
+        + ", ".join(f"{percent(at['accuracy'])} at {at['epsilon']:g}" for at in threat["radii"])
+        for name, threat in threats
+    )
+    label = f"Robust accuracy over the largest change in {norm}. {told}"
+    return Markup(plots.robustness_curve(threats, norm, label=label))  # noqa: S704
 
 
 def _embedded(change: Change) -> dict[str, Any]:
@@ -123,7 +134,7 @@ def _short(value: float | None) -> str:
 def _distance(value: float | None, total: int = 1) -> str:
     """A quantile of distances; there is none where it lies among samples that stand."""
     if value is None:
-        return "not found" if total else "–"
+        return "beyond what was found" if total else "–"
     return f"{value:.4g}"
 
 
@@ -136,11 +147,13 @@ _FILTERS: dict[str, Callable[..., Any]] = {
     "counted": counted,
     "distance": _distance,
     "heat": _heat,
+    "json": lambda value: json.dumps(value, ensure_ascii=False),
     "moment": _moment,
     "norm": lambda name: NORMS[name],
     "percent": percent,
     "picture_key": picture_key,
     "pretty": lambda value: json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False),
+    "rough": lambda value: f"{value:.2g}" if value < 100 else f"{value:.0f}",
     "short": _short,
     "words": lambda text: text.replace("_", " "),
 }
