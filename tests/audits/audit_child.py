@@ -14,6 +14,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from interpret_plugins.attacks.fgsm import FGSM
+from interpret_plugins.attacks.pgd import PGD
+from interpret_plugins.attacks.square import Square
 from interpret_server.audits.ingest import DataChunk
 from interpret_server.audits.manager import Audits
 from interpret_server.audits.records import State
@@ -72,7 +75,9 @@ async def serve(command: str, root: Path, folder: Path, registry: Registry) -> N
 
 def main() -> None:
     torch.set_num_threads(1)
-    folder, registry = Path(sys.argv[1]), Registry.installed()
+    folder, registry = Path(sys.argv[1]), Registry()
+    for plugin in (FGSM, PGD, Square):
+        registry.add(plugin, "the built-in plugins")
     for line in sys.stdin:
         command, root = line.split()
         child = os.fork()

@@ -17,11 +17,13 @@ import pytest
 import torch
 from torch import nn
 
+import interpret_client
 from interpret_server.audits.report import document as documents
 from interpret_server.audits.report.bundle import names, read
 
 KILLS = 20
-SAMPLES = 96
+KILLS_SERVED = int(os.environ.get("INTERPRET_KILLS", "2"))  # each takes as long as a start
+SAMPLES = 64
 _CHILD = Path(__file__).with_name("audit_child.py")
 
 
@@ -131,7 +133,7 @@ def test_an_audit_survives_any_number_of_kills(tmp_path: Path, zygote: Zygote):
         process = zygote.start("run", torn)
         with limit(60) as check:
             if kill < KILLS - 2:  # after some units, in the middle of one
-                wanted = min(total - 10, len(before) + drawn.randrange(9))
+                wanted = min(total - 10, len(before) + drawn.randrange(7))
                 while len(units(torn)) < wanted:
                     check()
                 time.sleep(drawn.uniform(0.0, 0.5 if wanted == len(before) else 0.04))
@@ -150,3 +152,65 @@ def test_an_audit_survives_any_number_of_kills(tmp_path: Path, zygote: Zygote):
     same_reports(bundle(whole), bundle(torn))
     (folder,) = bundle(torn).parent.parent.glob("*/")
     assert not [item for item in folder.rglob(".*") if item.name != ".lock"]
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """A real server, with its workers; yields its process and address."""
+    ready = folder / "ready"
+    command = [Path(sys.executable).with_name("interpret-server"), "serve", "--device", "cpu"]
+    options = ["--address", "127.0.0.1:0", "--audit-root", folder / "audits"]
+    with (folder / "log").open("a") as log:
+        process = subprocess.Popen(
+            [*command, *options, "--ready-file", ready, "--threads", "1"],
+            stdout=log,
+            stderr=log,
+        )
+    try:
+        with limit(120) as check:
+            while not ready.exists() or not ready.read_text():
+                assert process.poll() is None, (folder / "log").read_text()
+                check()
+        yield process, ready.read_text()
+    finally:
+        process.kill()
+        process.wait(60)
+        ready.unlink(missing_ok=True)
+
+
+def test_an_audit_survives_kills_of_a_server_with_its_workers(tmp_path: Path):
+    make_files(tmp_path)
+    root, drawn = tmp_path / "audits", random.Random(1)
+    inputs, labels = np.load(tmp_path / "x.npy"), np.load(tmp_path / "y.npy")
+    options: dict[str, Any] = {
+        "attacks": ["fgsm", "pgd"],
+        "norm": "linf",
+        "epsilon": [0.05, 0.1],
+        "batch_size": 4,
+    }
+    with (
+        served(tmp_path) as (_, address),
+        interpret_client.connect(address, timeout=60) as client,
+    ):
+        client.load_model("net", tmp_path / "net.pt", manifest={"shape": [6], "bounds": [0, 1]})
+        whole = client.audit("net", inputs, labels, **options)
+        assert whole.wait(timeout=120).state == "finished"
+        expected = units(root)
+        torn = client.audit("net", inputs, labels, **options)
+    total = len(expected)  # the server is gone, and the second audit has hardly begun
+    for _ in range(KILLS_SERVED):
+        before = units(root)
+        with served(tmp_path), limit(60) as check:
+            step = drawn.randrange(1, max(2, total // KILLS_SERVED))
+            wanted = min(2 * total - 1, len(before) + step)
+            while len(units(root)) < wanted:
+                check()
+            time.sleep(drawn.uniform(0.0, 0.04))
+        assert units(root)[: len(before)] == before
+    with served(tmp_path) as (_, address), interpret_client.connect(address, timeout=60) as client:
+        again = next(item for item in client.audits() if item.id == torn.id)
+        assert again.wait(timeout=120).state == "finished"
+    found = units(root)
+    assert [row[1:3] for row in found[total:]] == [row[1:3] for row in expected]
+    assert found[:total] == expected
+    same_reports(root / whole.id / "bundle", root / torn.id / "bundle")
