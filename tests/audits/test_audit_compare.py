@@ -127,7 +127,7 @@ def test_what_differs_in_provenance():
 def test_conditions_of_one_audit_alone_are_named():
     threats = [{"norm": "linf", "epsilons": [0.1]}]
     spec = type(SPEC).model_validate({"model": "net", "threats": threats})
-    attacks = {"linf:0.1:pgd": {row: None for row in range(24)}}
+    attacks = {"linf:0.1:pgd": dict.fromkeys(range(24))}
     labels = [row % 3 for row in range(24)]
     comparison = compare(
         fallen(4), report(make(labels, labels, attacks, claims=frozenset(), spec=spec))
