@@ -18,6 +18,15 @@ from .standing import within
 
 _MOST = 0.002  # of all samples that may fall to answers alone, as in AutoAttack's flag
 _FEW, _SHARE, _FACTOR = 10, 0.1, 1.9  # see `_larger_radius`
+_SEEN = (  # code, how warnings of it begin, and what was seen
+    ("zero_gradient", phrases.ZERO_GRADIENT, "The loss has no gradient"),
+    (
+        "misleading_gradient",
+        phrases.MISLEADING,
+        "The gradient misses a part of what the loss depends on",
+    ),
+    ("saturated_softmax", phrases.SATURATED, "The softmax is saturated"),
+)
 
 
 @dataclass(frozen=True)
@@ -42,7 +51,7 @@ def find(findings: Findings) -> tuple[Finding, ...]:
     evidence = Evidence(findings)
     return (
         *_random(findings),
-        *_zero_gradients(findings, evidence),
+        *_told(findings, evidence),
         *_black_box(evidence),
         *_unbounded(evidence),
         *_larger_radius(evidence),
@@ -63,18 +72,20 @@ def _random(findings: Findings) -> Iterator[Finding]:
         )
 
 
-def _zero_gradients(findings: Findings, evidence: Evidence) -> Iterator[Finding]:
+def _told(findings: Findings, evidence: Evidence) -> Iterator[Finding]:
+    """What attacks by gradients say themselves of the gradients that they met."""
     attacked = _attacked(evidence)
-    rows = tuple(row for row in _warned(findings, phrases.ZERO_GRADIENT) if row in attacked)
-    if rows:
-        share = len(rows) / len(attacked)
-        yield Finding(
-            "zero_gradient",
-            f"The loss has no gradient at {len(rows)} of the {_samples(len(attacked))} that "
-            f"gradient attacks tried ({100 * share:.3g}%), so their failure there is no evidence.",
-            rows,
-            {"samples": len(rows), "attacked": len(attacked), "share": share},
-        )
+    for code, beginning, seen in _SEEN:
+        rows = tuple(row for row in _warned(findings, beginning) if row in attacked)
+        if rows:
+            share = len(rows) / len(attacked)
+            yield Finding(
+                code,
+                f"{seen} at {len(rows)} of the {_samples(len(attacked))} that attacks by gradients "
+                f"tried ({100 * share:.3g}%): their failure there is no evidence of robustness.",
+                rows,
+                {"samples": len(rows), "attacked": len(attacked), "share": share},
+            )
 
 
 def _black_box(evidence: Evidence) -> Iterator[Finding]:

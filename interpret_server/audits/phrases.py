@@ -1,7 +1,12 @@
-"""Sentences about samples that reports know by their words."""
+"""How sentences about samples begin that reports know: those of attacks, and those of units."""
 
-ZERO_GRADIENT = "the loss has a zero gradient"  # how attacks begin to say so
-RANDOM = "the file gave the same input two different answers"
+ZERO_GRADIENT = "the loss has a zero gradient here"
+MISLEADING = "the gradient misses a part of what the loss depends on"
+SATURATED = "the softmax is saturated here"
+RANDOM = "the model answers at random"
+KNOWN = (ZERO_GRADIENT, MISLEADING, SATURATED, RANDOM)
+
+ANSWERS_AT_RANDOM = f"{RANDOM}: the same input gets different answers"
 DISAGREES = (
     "the served form decides otherwise than the file itself, so that attacks by gradients follow "
     "a slightly different function"

@@ -90,7 +90,8 @@ class UnitRunner:
         warned = {phrases.DISAGREES: found.served != found.decisions}
         if number == 0:
             at_random = "deterministic" not in self._model.capabilities
-            warned[phrases.RANDOM] = _differ(found, await self._ask(inputs)) | at_random
+            differ = _differ(found, await self._ask(inputs))
+            warned[phrases.ANSWERS_AT_RANDOM] = differ | at_random
         return UnitResult(
             batch=number,
             stage=stage.key,

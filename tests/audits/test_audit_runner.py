@@ -194,5 +194,5 @@ async def test_a_file_that_answers_at_random_is_reported(tmp_path):
     async with working(save(Noisy(), tmp_path / "net.pt")) as (worker, model):
         run = Run(worker, model, asking("fgsm", threats=LINF), images, labels)
         done = await run.step(Unit(0, 0))
-    assert {item.message for item in done.warnings} >= {phrases.RANDOM}
+    assert {item.message for item in done.warnings} >= {phrases.ANSWERS_AT_RANDOM}
     assert "deterministic" not in model.capabilities
