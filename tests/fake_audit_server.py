@@ -92,6 +92,7 @@ class FakeAudits:
         abandoned: uploads that ended without an audit.
         watchers: how many there are now.
         files: what `report` hands out, by form.
+        watched: called in a thread with the id of an audit that somebody begins to watch.
     """
 
     def __init__(self) -> None:
@@ -99,6 +100,7 @@ class FakeAudits:
         self.taken = self.abandoned = self.watchers = self.starts = 0
         self.closed = False
         self.files: dict[str, Path] = {}
+        self.watched: Callable[[str], None] | None = None
         self.taking = threading.Event()  # cleared, the next chunk is not taken
         self.taking.set()
         self._audits: dict[str, Audit] = {}
@@ -144,7 +146,10 @@ class FakeAudits:
         last = None
         self.watchers += 1
         try:
-            self.get(number)
+            audit = self.get(number)
+            if self.watched is not None and audit.state not in FINAL:
+                yield audit
+                await asyncio.to_thread(self.watched, number)
             while number in self._audits:
                 if self.closed:
                     raise Unavailable("the server is shutting down")

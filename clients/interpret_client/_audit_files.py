@@ -60,7 +60,7 @@ class Destination:
 
 
 def unpack(archive: BinaryIO, folder: Path) -> None:
-    """Unpack a bundle; nothing is written outside the folder.
+    """Unpack a bundle, without the folder that all of it lies in; nothing is written elsewhere.
 
     Raises:
         ServerError: it is no zip file, or a member would lie outside; nothing is written then.
@@ -68,7 +68,10 @@ def unpack(archive: BinaryIO, folder: Path) -> None:
     try:
         with zipfile.ZipFile(archive) as bundle:
             members = [item for item in bundle.infolist() if not item.is_dir()]
-            places = [_place(item, folder) for item in members]
+            heads = {item.filename.partition("/")[:2] for item in members}
+            top = "".join(heads.pop()) if len(heads) == 1 else ""
+            top = top if top.endswith("/") else ""
+            places = [_place(item, item.filename.removeprefix(top), folder) for item in members]
             for item, place in zip(members, places, strict=True):
                 place.parent.mkdir(parents=True, exist_ok=True)
                 with bundle.open(item) as source, place.open("wb") as target:
@@ -77,11 +80,10 @@ def unpack(archive: BinaryIO, folder: Path) -> None:
         raise ServerError(f"the server sent a bundle that is no zip file ({error})") from error
 
 
-def _place(item: zipfile.ZipInfo, folder: Path) -> Path:
-    name = PurePosixPath(item.filename)
-    plain = not (name.is_absolute() or {"..", "."} & set(name.parts) or set(r"\:") & set(str(name)))
-    place = folder / name
-    inside = plain and place.resolve().is_relative_to(folder.resolve())
-    if not (name.parts and inside) or stat.S_ISLNK(item.external_attr >> 16):
+def _place(item: zipfile.ZipInfo, name: str, folder: Path) -> Path:
+    path = PurePosixPath(name)
+    plain = not (path.is_absolute() or ".." in item.filename.split("/") or set(r"\:") & set(name))
+    inside = plain and (folder / path).resolve().is_relative_to(folder.resolve())
+    if not (path.parts and inside) or stat.S_ISLNK(item.external_attr >> 16):
         raise ServerError(f"the server sent a bundle with a file outside of it: {item.filename!r}")
-    return place
+    return folder / path

@@ -3,6 +3,7 @@
 import click
 
 from ._options import CommandLine, connection_options
+from .audit import audit
 from .models import load, models, predict, unload
 from .plugins import plugins
 from .run import run
@@ -16,9 +17,10 @@ __all__ = ["main"]
 def main() -> None:
     """Explain, visualise and attack the classifiers that a server holds.
 
-    Exit status: 0 success, 1 the server refused or failed, 2 wrong usage, 130 interrupted.
+    Exit status: 0 success, 1 the server refused or failed, 2 wrong usage, 130 interrupted; 3 an
+    audit found less than --fail-under asks for.
     """
 
 
-for command in (models, load, unload, plugins, predict, run):
+for command in (models, load, unload, plugins, predict, run, audit):
     main.add_command(command)
