@@ -9,10 +9,14 @@ from torch import nn
 from interpret_server.models.execution import Execution, narrow
 from interpret_server.models.execution.draft import Draft
 from interpret_server.models.execution.narrow import NarrowConv2d, narrow_convolutions
-from interpret_server.models.execution.tidying import rectify_after_pooling, work_in_place
+from interpret_server.models.execution.tidying import (
+    pool_by_halves,
+    rectify_after_pooling,
+    work_in_place,
+)
 from interpret_server.models.targets import Targets
 from interpret_server.testing import classifier
-from tests.models.plan_checks import assert_same, draft_of
+from tests.models.plan_checks import assert_same, called, draft_of, value_and_gradient
 
 SIZES = [(1, 28, 28), (3, 17, 23), (4, 9, 8)]
 
@@ -126,3 +130,17 @@ def test_searches_run_in_the_fastest_form_unless_bits_count() -> None:
 def test_networks_without_a_faster_form_search_as_they_are() -> None:
     net = classifier(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), (1, 8, 8))
     assert net.scout is net
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 6), (2, 7, 4)], ids=str)
+def test_pooling_by_halves_changes_no_bit(shape: tuple[int, ...]) -> None:
+    graph, draft = draft_of(nn.Sequential(nn.MaxPool2d(2), nn.MaxPool2d(2, 1)), *shape)
+    pool_by_halves(draft)
+    assert called(draft) == ["halve"]
+    plan = draft.compile()
+    for layout in (torch.contiguous_format, torch.channels_last):
+        x = torch.randn(4, *shape).contiguous(memory_format=layout)
+        x[0, 0, 1, 1] = torch.nan
+        torch.testing.assert_close(plan(x), graph(x), rtol=0, atol=0, equal_nan=True)
+        found, expected = (value_and_gradient(form, x[1:])[1] for form in (plan, graph))
+        assert torch.equal(found, expected)

@@ -24,6 +24,7 @@ from .recurrence import simplify_recurrence
 from .tidying import (
     call_directly,
     drop_identities,
+    pool_by_halves,
     pool_vectorised,
     rectify_after_pooling,
     work_in_place,
@@ -187,6 +188,7 @@ class Plans:
             if self.channels_last and draft.observed:
                 channels_last(draft)
                 narrow_convolutions(draft)
+                pool_by_halves(draft)
             else:
                 pool_vectorised(draft)
         call_directly(draft)

@@ -1,6 +1,6 @@
-"""Max pooling that scans the channels-last layout, which is vectorised on the CPU.
+"""Max pooling on the CPU in forms that change no value and no gradient.
 
-It is 2.7 times as fast on 64 x 111 x 111 float32, and changes no value and no gradient.
+The channels-last layout, whose scan is vectorised, is 2.7 times as fast on 64 x 111 x 111 float32.
 """
 
 from typing import Any
@@ -51,3 +51,20 @@ def max_pool2d(
         return F.max_pool2d(x, kernel, stride, padding, dilation, ceil_mode)
     pooled: Tensor = _ChannelsLastMaxPool.apply(x, kernel, stride, padding, dilation, ceil_mode)  # type: ignore[no-untyped-call]
     return pooled
+
+
+def halves(pool: nn.MaxPool2d) -> bool:
+    """Whether a module takes the largest of windows of 2 x 2 side by side."""
+    return settings(pool) == ([2, 2], [2, 2], [0, 0], [1, 1], False)
+
+
+def halve(x: Tensor) -> Tensor:
+    """What `nn.MaxPool2d(2)` gives for `(N, C, H, W)` in the channels-last layout.
+
+    Without a gradient by comparing rows, then columns, which takes half its time or less.
+    """
+    if x.requires_grad or x.dim() != 4 or x.shape[2] % 2 or x.shape[3] % 2:
+        return F.max_pool2d(x, 2)
+    rows = x.permute(0, 2, 3, 1)
+    rows = torch.maximum(rows[:, ::2], rows[:, 1::2])
+    return torch.maximum(rows[:, :, ::2], rows[:, :, 1::2]).permute(0, 3, 1, 2)

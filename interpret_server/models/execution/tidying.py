@@ -125,6 +125,16 @@ def pool_vectorised(draft: Draft) -> None:
             _replace(draft, node, replacement)
 
 
+def pool_by_halves(draft: Draft) -> None:
+    """Pool windows of 2 x 2 in a channels-last graph by the faster comparison."""
+    for node in list(draft.graph.nodes):
+        module = draft.module(node)
+        if type(module) is nn.MaxPool2d and not module.return_indices and pooling.halves(module):
+            with draft.graph.inserting_before(node):
+                replacement = draft.graph.call_function(pooling.halve, node.args)
+            _replace(draft, node, replacement)
+
+
 def _replace(draft: Draft, node: fx.Node, replacement: fx.Node) -> None:
     replacement.meta = node.meta
     if node in draft.observed:

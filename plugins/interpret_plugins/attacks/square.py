@@ -118,17 +118,18 @@ def _search(
         with torch.no_grad():
             logits = attempt.model(trial)
         attempt.queries[rows] += 1
-        attempt.offer(rows, trial, logits)
         value = goal.values(logits)
         better = value > top
-        best = torch.where(per_row(better, best), trial, best)
-        top = torch.where(better, value, top)
-        won = attempt.clear(rows, logits)
-        if won.any():
-            left = torch.nonzero(~won).squeeze(1)
-            rows, best, top = rows[left], best[left], top[left]
-            region, goal = region.take(left), goal.take(left)
-            draws.keep(left.tolist())
+        if goal.loss != "margin" or better.any():  # a margin that has not grown has not won either
+            attempt.offer(rows, trial, logits)
+            best = torch.where(per_row(better, best), trial, best)
+            top = torch.where(better, value, top)
+            won = attempt.clear(rows, logits)
+            if won.any():
+                left = torch.nonzero(~won).squeeze(1)
+                rows, best, top = rows[left], best[left], top[left]
+                region, goal = region.take(left), goal.take(left)
+                draws.keep(left.tolist())
         yield
         if not len(rows):
             return

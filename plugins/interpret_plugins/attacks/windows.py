@@ -3,14 +3,13 @@
 import itertools
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from interpret_plugins.attribution.perturbation import channel_axis
 from interpret_server.plugin import Classifier
-
-_FALLS = {1: 4, 2: 2}  # how steeply a peak falls, by the order of the norm
 
 _FALLS = {1: 4, 2: 2}  # how steeply a peak falls, by the order of the norm
 
@@ -73,12 +72,8 @@ class Grid:
             sides: of the windows.
             corner: `(..., axes)` int64, where they begin.
         """
-        strides = [math.prod(self.sizes[axis + 1 :]) for axis in range(len(self.sizes))]
-        steps = [
-            range(0, side * stride, stride) for side, stride in zip(sides, strides, strict=True)
-        ]
-        within = torch.tensor([sum(step) for step in itertools.product(*steps)])
-        start = (corner * torch.tensor(strides, device=corner.device)).sum(-1, keepdim=True)
+        strides, within = _steps(self.sizes, sides)
+        start = (corner * strides.to(corner.device)).sum(-1, keepdim=True)
         return start + within.to(corner.device)
 
     def anywhere(self, sides: tuple[int, ...], uniform: Tensor) -> Tensor:
@@ -98,6 +93,15 @@ class Grid:
             for size, side in zip(self.sizes, sides, strict=True)
         ]
         return sides, self.places(sides, torch.tensor(list(itertools.product(*corners))))
+
+
+@lru_cache(maxsize=64)
+def _steps(sizes: tuple[int, ...], sides: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """How far apart the positions along each axis are, and those of a window at the origin."""
+    strides = [math.prod(sizes[axis + 1 :]) for axis in range(len(sizes))]
+    steps = [range(0, side * stride, stride) for side, stride in zip(sides, strides, strict=True)]
+    within = [sum(step) for step in itertools.product(*steps)]
+    return torch.tensor(strides), torch.tensor(within)
 
 
 def twin_peaks(sides: tuple[int, ...], order: int) -> Tensor:
