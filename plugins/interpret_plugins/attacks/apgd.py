@@ -102,7 +102,7 @@ def auto_pgd(
         target_classes: as in `APGDParams`.
         passes: that are averaged at every point.
     """
-    attempt.flat[attempt.open] = True
+    attempt.follow(attempt.open)
     goal = replace(attempt.goal, loss=loss)
     others = candidates(attempt.logits, goal.labels, target_classes)
     towards: list[Tensor | None] = [*others.unbind(1)] or [None]

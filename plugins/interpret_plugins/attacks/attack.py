@@ -25,15 +25,11 @@ from interpret_server.plugin import (
 )
 
 from .losses import Goal, LossName, classes_needed
+from .masking import warn_of_masking
 from .norms import L0, L1, L2, NORMS, ConvexName, Linf, Norm
 from .region import Region
 
 _REACHED = "the input already has the target class, so it is returned unchanged"
-_FLAT = (
-    "the loss has a zero gradient here, so a gradient attack cannot move; "
-    "its failure is no evidence of robustness"
-)
-
 
 _END = object()
 # Another batch size or runtime may move logits by this share: a row closer to a tie goes on.
@@ -146,7 +142,9 @@ class Attempt:
         best: `(N, *input_shape)`, the best point so far; always in the region.
         margin: `(N,)`, of `best`; above zero is success.
         queries: `(N,)` int64, spent so far.
-        flat: `(N,)` bool, rows that were attacked by gradients and never found one.
+        flat: `(N,)` bool, rows that were attacked by gradients, the model's or estimated ones, and
+            never found one.
+        led: `(N,)` bool, rows that were attacked by the model's gradients.
         judge: the classifier as it is served.
     """
 
@@ -159,6 +157,7 @@ class Attempt:
     margin: Tensor
     queries: Tensor
     flat: Tensor
+    led: Tensor
     judge: Classifier
 
     @classmethod
@@ -184,8 +183,19 @@ class Attempt:
             margin = goal.margin(model(start) if moved.any() else logits)
         if goal.targeted and (reached := goal.margin(logits) > 0).any():
             job.warn(reached, _REACHED)
-        queries, flat = 1 + moved.long(), torch.zeros_like(moved)
-        return cls(model.scout, batch, region, goal, logits, start, margin, queries, flat, model)
+        return cls(
+            model=model.scout,
+            batch=batch,
+            region=region,
+            goal=goal,
+            logits=logits,
+            best=start,
+            margin=margin,
+            queries=1 + moved.long(),
+            flat=torch.zeros_like(moved),
+            led=torch.zeros_like(moved),
+            judge=model,
+        )
 
     @property
     def open(self) -> Tensor:
@@ -193,6 +203,14 @@ class Attempt:
         reached = (self.goal.margin(self.logits) > 0) & (self.margin > 0)
         won = self.margin > self._enough(self.goal, self.logits)
         return torch.nonzero(~(reached | won)).squeeze(1)
+
+    def follow(self, rows: Tensor) -> None:
+        """The model's gradients lead `rows` from now on."""
+        self.flat[rows] = self.led[rows] = True
+
+    def saw(self, rows: Tensor, gradient: Tensor) -> None:
+        """A gradient `(n, *input_shape)` of `rows` was found."""
+        self.flat[rows] &= ~gradient.flatten(1).any(1)
 
     def offer(self, rows: Tensor, x: Tensor, logits: Tensor) -> None:
         """Keep, of `rows`, the points of `x` that are closer to success than any before."""
@@ -217,15 +235,14 @@ class Attempt:
     def finish(self, job: Job) -> AttackResult:
         """Round the best points into the region, predict exactly those, and measure.
 
-        Rows that never found a gradient and were not won are warned about.
+        Rows that were not won are warned about where the gradients are to blame.
         """
         inputs = self.batch.inputs
         adversarial = self.region.confine(self.best)
         with torch.no_grad():
             logits = self.judge(adversarial)
         success = (self.goal.margin(logits) > 0) & self.region.holds(adversarial)
-        if (failed := self.flat & ~success).any():
-            job.warn(failed, _FLAT)
+        warn_of_masking(self, success, job)
         delta = adversarial.double() - inputs.double()
         return AttackResult(
             adversarial=adversarial,

@@ -191,7 +191,7 @@ def _score(
         gradient, logits = gradient + again.gradient, logits + again.logits
     logits = logits / passes
     attempt.queries[rows] += 2 * passes
-    attempt.flat[rows] &= ~gradient.flatten(1).any(1)
+    attempt.saw(rows, gradient)
     won = torch.zeros_like(rows, dtype=torch.bool)
     if offer:
         attempt.offer(rows, x, logits)

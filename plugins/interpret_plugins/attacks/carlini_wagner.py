@@ -132,7 +132,7 @@ class _Search:
         self.free = torch.ones_like(self.start, dtype=torch.bool)
         self.won = torch.zeros_like(attempt.flat)
         self.first = torch.full_like(attempt.margin, params.initial_constant)
-        attempt.flat[attempt.open] = True
+        attempt.follow(attempt.open)
 
     def round(
         self, rows: Tensor, constant: Tensor, cost: _Cost, *, first_success: bool
@@ -151,7 +151,7 @@ class _Search:
             goal = attempt.goal.take(rows)
             gradient, logits = goal.ascend(attempt.model, x)
             attempt.queries[rows] += 2
-            attempt.flat[rows] &= ~gradient.flatten(1).any(1)
+            attempt.saw(rows, gradient)
             missing = (self.params.confidence - goal.margin(logits)).clamp(min=0)
             clear = attempt.clear(rows, logits)
             delta = (x - start) / (2 * self.half)

@@ -63,12 +63,12 @@ def _steps(attempt: MinimalAttempt, params: DDNParams, job: Job) -> Iterator[Non
     start = attempt.best[rows]
     delta, everywhere = torch.zeros_like(start), torch.ones_like(start, dtype=torch.bool)
     radius = torch.full_like(attempt.margin[rows], params.initial_radius * model.scale)
-    attempt.flat[rows] = True
+    attempt.follow(rows)
     for step in range(params.steps):
         x = (start + delta).clamp(region.lower, region.upper)
         gradient, logits = goal.ascend(model, x)
         attempt.queries[rows] += 2
-        attempt.flat[rows] &= ~gradient.flatten(1).any(1)
+        attempt.saw(rows, gradient)
         attempt.offer(rows, x, logits)
         slow = (1 + math.cos(math.pi * step / params.steps)) / 2
         size = params.step_size * model.scale * (_SLOWEST + (1 - _SLOWEST) * slow)

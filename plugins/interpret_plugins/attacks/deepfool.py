@@ -49,7 +49,7 @@ class DeepFool(Unlimited, Attack, Plugin[DeepFoolParams, AttackResult]):
 
 def _steps(attempt: Attempt, params: DeepFoolParams) -> Iterator[None]:
     model, rows = attempt.model, attempt.open
-    attempt.flat[rows] = True
+    attempt.follow(rows)
     others = candidates(attempt.logits, attempt.goal.labels, params.classes)
     x = attempt.best[rows]
     for _ in range(params.steps):
@@ -58,7 +58,7 @@ def _steps(attempt: Attempt, params: DeepFoolParams) -> Iterator[None]:
         region, goal = attempt.region.take(rows), attempt.goal.take(rows)
         ones = torch.ones_like(x)
         plane = nearest_plane(model, x, goal, others[rows], region.norm, ones)
-        attempt.flat[rows] &= ~plane.normal.flatten(1).any(1)
+        attempt.saw(rows, plane.normal)
         x = reach(params.norm, x, plane.normal, -plane.value, region.lower, region.upper)
         beyond = region.centre + (1 + params.overshoot) * (x - region.centre)
         tried = beyond.clamp(region.lower, region.upper)

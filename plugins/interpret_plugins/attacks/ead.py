@@ -80,7 +80,7 @@ class EAD(Unlimited, Attack, Plugin[EADParams, AttackResult]):
 
 def _steps(attempt: MinimalAttempt, params: EADParams, job: Job) -> Iterator[None]:
     constants = Constants.begin(torch.full_like(attempt.margin, params.initial_constant))
-    attempt.flat[attempt.open] = True
+    attempt.follow(attempt.open)
     won = torch.zeros_like(attempt.flat)
     for _ in range(params.rounds):
         rows = constants.sensible(attempt.open)
@@ -108,7 +108,7 @@ def _round(
         region, goal = attempt.region.take(rows), attempt.goal.take(rows)
         start = region.centre
         gradient, logits = goal.ascend(model, ahead)
-        attempt.flat[rows] &= ~gradient.flatten(1).any(1)
+        attempt.saw(rows, gradient)
         missing = goal.margin(logits) < params.confidence
         weight = per_row(torch.where(missing, constant, 0), x)
         uphill = 2 * (ahead - start) / width - weight * gradient * width

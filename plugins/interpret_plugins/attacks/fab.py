@@ -108,7 +108,7 @@ def passes(walk: Walk, restarts: int, target_classes: int) -> int:
 
 def fab(attempt: Attempt, walk: Walk, restarts: int, target_classes: int) -> Iterator[None]:
     """The steps of all runs, each on the rows that are still open."""
-    attempt.flat[attempt.open] = True
+    attempt.follow(attempt.open)
     others = candidates(attempt.logits, attempt.goal.labels, target_classes or walk.classes)
     runs = list(torch.split(others, 1, 1)) if target_classes else [others]
     nearest = _Nearest.begin(attempt)
@@ -180,7 +180,7 @@ def _run(
         scale, start = _units(region.reach), region.middle
         plane = nearest_plane(attempt.model, x, goal, classes, region.norm, scale)
         attempt.queries[rows] += 2 + classes.shape[1]
-        attempt.flat[rows] &= ~plane.normal.flatten(1).any(1)
+        attempt.saw(rows, plane.normal)
         ahead = [
             reach(region.norm.name, point, plane.normal, change, box.lower, box.upper, scale)
             for point, change in (

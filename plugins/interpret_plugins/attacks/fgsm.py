@@ -53,7 +53,8 @@ def one_step(
             gradient, _ = attempt.goal.take(rows).ascend(model, x)
             attempt.best[rows] = region.project(move(region, x, gradient))
             attempt.queries[rows] += 2
-            attempt.flat[rows] = ~gradient.flatten(1).any(1)
+            attempt.follow(rows)
+            attempt.saw(rows, gradient)
         result = attempt.finish(job)
     return result
 

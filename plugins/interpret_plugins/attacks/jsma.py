@@ -74,14 +74,15 @@ def _most_steps(params: JSMAParams, values: int) -> int:
 def _steps(attempt: Attempt, params: JSMAParams, steps: int, job: Job) -> Iterator[None]:
     model, rows = attempt.model, attempt.open
     x = attempt.best[rows]
-    attempt.flat[rows] = True
+    attempt.follow(rows)
     for _ in range(steps):
         if not len(rows):
             return
         region, goal = attempt.region.take(rows), attempt.goal.take(rows)
         own, others = _jacobian(model, x, goal)
         attempt.queries[rows] += 3
-        attempt.flat[rows] &= ~(own.flatten(1).any(1) | others.flatten(1).any(1))
+        attempt.saw(rows, own)
+        attempt.saw(rows, others)
         turn = (1 if params.targeted else -1) * (1 if params.theta > 0 else -1)
         free = x < region.upper if params.theta > 0 else x > region.lower
         chosen, found = _choose(turn * own, -turn * others, free, pairs=params.pairs)

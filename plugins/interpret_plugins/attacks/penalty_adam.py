@@ -69,11 +69,11 @@ def _steps(attempt: MinimalAttempt, params: PenaltyAdamParams, job: Job) -> Iter
         return
     region, goal = attempt.region.take(rows), attempt.goal.take(rows)
     start = x = attempt.best[rows]
-    attempt.flat[rows] = True
+    attempt.follow(rows)
     for _ in range(params.steps):
         gradient, logits = goal.ascend(model, x)
         attempt.queries[rows] += 2
-        attempt.flat[rows] &= ~gradient.flatten(1).any(1)
+        attempt.saw(rows, gradient)
         attempt.offer(rows, x, logits)
         pull = params.penalty * _slope(params.norm, (x - start) / model.scale)
         move = adam.move(pull - gradient * model.scale, params.learning_rate * model.scale)

@@ -125,7 +125,7 @@ def ascend_by_probes(
         if count < 1:
             return
         gradient = yield from _estimate(attempt, goal, rows, x, directions, count, probing)
-        attempt.flat[rows] &= ~gradient.flatten(1).any(1)
+        attempt.saw(rows, gradient)
         x = step(rows, attempt.region.take(rows), x, gradient)
         with torch.no_grad():
             logits = attempt.model(x)

@@ -44,7 +44,7 @@ def projected_ascent(attempt: Attempt, ascent: Ascent, job: Job) -> Iterator[Non
     model, rows = attempt.model, attempt.open
     x = attempt.best[rows]
     gathered = torch.zeros_like(x)
-    attempt.flat[rows] = True
+    attempt.follow(rows)
     for restart, step in product(range(ascent.restarts), range(ascent.steps)):
         if not len(rows):
             return
@@ -54,7 +54,7 @@ def projected_ascent(attempt: Attempt, ascent: Ascent, job: Job) -> Iterator[Non
             gathered = torch.zeros_like(x)
         gradient, logits = attempt.goal.take(rows).ascend(model, x)
         attempt.queries[rows] += 2
-        attempt.flat[rows] &= ~gradient.flatten(1).any(1)
+        attempt.saw(rows, gradient)
         attempt.offer(rows, x, logits)
         if ascent.step_size is None:
             size = region.reach * (ascent.travel / ascent.steps)

@@ -124,7 +124,7 @@ class _Search:
         """Begin, ascend, and judge: each yield is one pass of some rows."""
         for part, job in zip(self.parts, self._jobs, strict=True):
             begun = Attempt.begin(self.model, self._take(part), self.params, job)
-            begun.flat[begun.open] = True
+            begun.follow(begun.open)
             self._attempts.append(begun)
             yield
         v = self._best
@@ -152,7 +152,7 @@ class _Search:
         lower, upper = self.model.bounds
         gradient, logits = goal.ascend(self.model, moved.clamp(lower, upper))
         attempt.queries[rows] += 2
-        attempt.flat[rows] &= ~gradient.flatten(1).any(1)
+        attempt.saw(rows, gradient)
         margin = goal.margin(logits).double()
         pulls = per_row(margin < self.params.limit, moved) & (moved >= lower) & (moved <= upper)
         total = torch.where(pulls, gradient, 0).double().sum(0, keepdim=True)

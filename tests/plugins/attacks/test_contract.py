@@ -183,11 +183,12 @@ def test_cost_falls_as_rows_succeed() -> None:
     result = attack(PGD, model, x, labels, epsilon=0.02, steps=30)
     won = int(result.success.sum())
     assert 0 < won < 16
-    # begin and finish see all rows; a row that is lost is seen 30 times and once more at the end.
+    # begin and finish see all rows; a row that is lost is seen 30 times, once more at the end, and
+    # five times to see whether its gradient misleads.
     lost = 16 - won
-    assert counting.rows < 2 * 16 + 31 * lost + 25 * won
+    assert counting.rows < 2 * 16 + 36 * lost + 25 * won
     # A gradient is one forward pass and one backward pass.
-    gradients = 30 * lost + (result.queries[result.success] - 2).div(2).floor().sum()
+    gradients = 31 * lost + (result.queries[result.success] - 2).div(2).floor().sum()
     assert counting.rows == int(result.queries.sum() - gradients)
 
 
@@ -334,7 +335,8 @@ def test_a_gradient_of_zero_is_warned_about(plugin: type[PGD | APGD | FGSM]) -> 
     x = torch.rand(2, 4)
     result = attack(plugin, model, x, torch.zeros(2, dtype=torch.int64), job=job, epsilon=0.1)
     assert not result.success.any()
-    assert [rows for rows, message in job.warnings if "zero gradient" in message] == [[0, 1]]
+    told = [row for rows, message in job.warnings if "zero gradient" in message for row in rows]
+    assert sorted(told) == [0, 1]
 
 
 @pytest.mark.parametrize("norm", [L1(), L2()])
