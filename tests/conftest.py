@@ -72,10 +72,15 @@ def digit_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def served_digits(digit_files: Path) -> Iterator[str]:
-    """The address of a server with every installed plugin and the model `digits`."""
+def served_digits(digit_files: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a server with every installed plugin, the model `digits`, and audits."""
+    from interpret_server.audits.manager import Audits
     from interpret_server.testing import serve
 
-    manifest = {"shape": [1, 8, 8], "bounds": [0, 1]}
-    with serve(models={"digits": (digit_files / "digits.pt", manifest)}) as address:
+    root = tmp_path_factory.mktemp("audits")
+    models = {"digits": (digit_files / "digits.pt", {"shape": [1, 8, 8], "bounds": [0, 1]})}
+
+    with serve(
+        models=models, audits=lambda worker, data: Audits(worker, root=root, data=data)
+    ) as address:
         yield address
