@@ -7,6 +7,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+import interpret_client
 from interpret_plugins.synthesis.class_visualization import (
     ClassVisualization,
     ClassVisualizationParams,
@@ -21,7 +22,7 @@ from interpret_server.plugin import (
     TargetKind,
     Targets,
 )
-from interpret_server.testing import classifier, conformance
+from interpret_server.testing import classifier, conformance, serve
 
 PRESETS = ["octaves", "simonyan", "yosinski_1", "yosinski_2", "yosinski_3", "yosinski_4"]
 
@@ -252,3 +253,23 @@ def test_class_images_of_digits_convince_their_network_and_another(
     assert result.probability is not None
     assert result.probability.min() > 0.99
     assert (other_digit_network(result.images).argmax(1) == digits).sum() >= 8
+
+
+def test_the_default_preset_is_served_with_progress_and_previews() -> None:
+    model = classifier(_photo_network().float(), (3, 64, 64), input_layout="CHW")
+    with serve(models={"net": model}) as address, interpret_client.connect(address) as client:
+        events = list(
+            client.stream("class_visualization", "net", target=[0, 2], params={"steps": 20}, seed=5)
+        )
+    result = events[-1].result
+    assert result is not None
+    assert result.provenance.params["preset"] == "octaves"
+    done = [event.progress.done for event in events if event.progress is not None]
+    assert done == sorted(done)
+    shown = [event.preview.tensors["images"] for event in events if event.preview is not None]
+    assert shown
+    assert all(images.shape == (2, 3, 64, 64) for images in shown)
+    alone = _run(model, [0, 2], (5, 6), steps=20)
+    torch.testing.assert_close(torch.tensor(result.tensors["images"]), alone.images)
+    before = model(model.neutral(2))[[0, 1], [0, 2]]
+    assert (torch.tensor(result.metrics["target_value"]) > before).all()
