@@ -356,16 +356,17 @@ def test_watching_ends_as_running_does(interpret: Command, data: Path, audits: F
 
 def test_reports_are_fetched(interpret: Command, data: Path, audits: FakeAudits) -> None:
     interpret("run", "net", data, "--epsilon", "0.1")
-    assert interpret("report", "a1").stdout == "audit-a1.html\n"
-    assert Path("audit-a1.html").read_text() == "<p>"
+    assert interpret("report", "a1").stdout == "audit-a1\n"
+    assert Path("audit-a1/report.html").read_text() == "<p>"
     again = interpret("report", "a1")
     assert again.exit_code == 1
     assert "holds a report" in again.stderr
     assert interpret("report", "a1", "--overwrite").exit_code == 0
+    assert interpret("report", "a1", "--form", "html").stdout == "audit-a1.html\n"
+    interpret("report", "a1", "--form", "html", "--output", "audit-a1")
+    assert Path("audit-a1/audit-a1.html").read_text() == "<p>"
     interpret("report", "a1", "--form", "csv", "--output", "new/rows.csv")
     assert Path("new/rows.csv").read_text() == "row\n"
-    interpret("report", "a1", "--form", "bundle")
-    assert Path("audit-a1/report.html").read_text() == "<p>"
     found = interpret("report", "a1", "--form", "bundle", "--output", "kept.zip", "--json")
     assert document(found) == {"output": "kept.zip"}
     assert zipfile.is_zipfile("kept.zip")

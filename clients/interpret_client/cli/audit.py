@@ -351,7 +351,7 @@ def delete(settings: Settings, id: str) -> None:  # noqa: A002
 @click.option(
     "--form",
     type=click.Choice(FORMS),
-    default="html",
+    default="bundle",
     show_default=True,
     help="html: one page; csv, parquet: a line for every sample; bundle: all of it with samples, "
     "adversarial examples and the model.",
@@ -359,7 +359,7 @@ def delete(settings: Settings, id: str) -> None:  # noqa: A002
 @click.option(
     "--output",
     type=click.Path(path_type=Path),
-    help="File to write; for a bundle a folder, or a .zip file.  [default: audit-ID, here]",
+    help="Folder or .zip file for a bundle, else a file.  [default: audit-ID, here]",
 )
 @click.option("--overwrite", is_flag=True, help="Replace what is there.")
 @connection_options
@@ -374,7 +374,10 @@ def report(
     """Fetch the report of the audit ID."""
     with settings.connect() as client:
         found = client.get_audit(id)
-        path = output or Path(f"audit-{found.id}{_ENDINGS[form]}")
+        name = f"audit-{found.id}{_ENDINGS[form]}"
+        path = Path(name) if output is None else output
+        if form != "bundle" and path.is_dir():
+            path /= name
         written = found.report(form, path, overwrite=overwrite)
     if settings.json:
         print_json({"output": str(written)})
