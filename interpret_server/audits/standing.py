@@ -17,7 +17,12 @@ SLACK = 1e-6
 
 def within(distance: float, epsilon: float) -> bool:
     """Whether a distance lies within a radius; NaN does not."""
-    return distance <= epsilon * (1 + SLACK)
+    return distance <= reach(epsilon)
+
+
+def reach(epsilon: float) -> float:
+    """The largest distance that lies within a radius."""
+    return epsilon * (1 + SLACK)
 
 
 def norms_of(plan: Plan) -> Mapping[str, str | None]:

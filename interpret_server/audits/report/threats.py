@@ -1,13 +1,14 @@
 """Figures of a threat model: one norm, at all of its radii."""
 
 import math
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ..plan import Stage, StageKind
 from ..records import Outcome
-from ..standing import within
+from ..standing import reach, within
 from .evidence import Evidence
 from .statistics import clopper_pearson, quantile, rounded, share
 
@@ -98,7 +99,7 @@ def _curve(evidence: Evidence, norm: str, radii: tuple[float, ...]) -> dict[str,
         top = max(top, distances[math.ceil(_REACH * len(distances)) - 1])
     points = sorted({*radii, *(rounded(top * step / _POINTS) for step in range(_POINTS + 1))})
     total, correct = len(evidence.samples), len(evidence.correct)
-    standing = [correct - sum(within(item, point) for item in distances) for point in points]
+    standing = [correct - bisect_right(distances, reach(point)) for point in points]
     return {
         "epsilon": points,
         "standing": standing,
