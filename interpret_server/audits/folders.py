@@ -58,6 +58,10 @@ class Folders:
         """The folder of an audit that is stored."""
         return self.root / audit_id
 
+    def has(self, audit_id: str) -> bool:
+        """Whether an audit's files are here."""
+        return self.of(audit_id).is_dir()
+
     def begin(self, audit_id: str) -> Path:
         """A folder to fill for an audit that is not stored yet."""
         folder = self.root / f"{_NEW}{audit_id}"

@@ -44,7 +44,8 @@ class Audits:
     Args:
         worker: holds the models, and copies of them under hidden names.
         root: folder of the audits' files; one server at a time uses it.
-        database: URL for SQLAlchemy; None for SQLite in `root`.
+        database: URL for SQLAlchemy; None for SQLite in `root`. Servers may share one: each has
+            the audits whose folders are in its root.
         data: where data sets lie; None where there are none.
         max_bytes: most bytes of the inputs of an audit.
         running: how many audits run at once; others wait.
@@ -258,6 +259,8 @@ class Audits:
             for audit_id in self._folders.sweep(stored.keys()):
                 self._forget(audit_id)
                 stored.pop(audit_id, None)
+            # A database may be shared by servers with roots of their own.
+            stored = {name: item for name, item in stored.items() if self._folders.has(name)}
         except BaseException:
             self._folders.close()
             raise

@@ -2,8 +2,10 @@
 
 import asyncio
 import dataclasses
+import gc
 import json
 import time
+import tracemalloc
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -521,6 +523,50 @@ async def test_a_server_that_ended_while_creating_or_deleting_is_tidied_after(sq
     )
     assert (await audits.report(kept.id, "json")).exists()
     await audits.close(0.0)
+
+
+async def test_servers_with_folders_of_their_own_share_a_database(bench: Bench):
+    audits = await bench.serve()
+    audit = await final(audits, await audits.create(spec(), data()))
+    ours, bench.root = bench.root, bench.folder / "other"
+    other = await bench.serve()
+    assert other.list() == ()
+    await final(other, await other.create(spec(), data()))
+    await bench.close(other)
+    await bench.close(audits)
+    bench.root = ours
+    assert [item.id for item in (await bench.serve()).list()] == [audit.id]
+
+
+async def test_memory_does_not_grow_with_samples(sqlite_bench: Bench):
+    rows, batch = 5000, 100
+    held: list[int] = []
+
+    def note(unit: Unit) -> None:
+        if unit.stage == 0 and unit.batch in (10, rows // batch - 1):
+            gc.collect()
+            held.append(tracemalloc.get_traced_memory()[0])
+
+    async def many() -> AsyncIterator[DataChunk]:
+        drawn = np.random.default_rng(2)
+        for _ in range(rows // 1000):
+            inputs = drawn.random((1000, *SHAPE), dtype=np.float32)
+            yield DataChunk(array(inputs), tuple(drawn.integers(0, 3, 1000).tolist()))
+
+    audits = await sqlite_bench.serve(note)
+    given = spec(batch_size=batch, threats=[{"norm": "linf", "epsilons": [0.3]}])
+    sqlite_bench.worker.info = dataclasses.replace(sqlite_bench.worker.info, max_batch=batch)
+    tracemalloc.start()
+    try:
+        audit = await audits.create(given, many())
+        while len(held) < 2:
+            await anext(audits.watch(audit.id))
+            await asyncio.sleep(0.01)
+    finally:
+        tracemalloc.stop()
+    await audits.close(0.0)
+    growth, samples = held[1] - held[0], rows - 11 * batch
+    assert growth / samples < 40  # bytes; an outcome that were kept would have ten times as many
 
 
 async def test_nothing_but_audits_is_kept_in_memory(sqlite_bench: Bench):
