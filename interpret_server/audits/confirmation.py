@@ -1,8 +1,9 @@
 """The successes that attacks claim, judged by the original file on exactly what was returned."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+import math
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,25 +25,25 @@ class Claim:
         example: `(*input_shape)`, what the attack returned; of a smallest change perhaps a point
             just beyond it.
         label: the true class.
+        inside: the example lies in the ball and the bounds; the file is asked about no other.
         leaves: the original file answers another class.
-        inside: the example lies in the ball and the bounds.
         decision, confidence, margin: of the original file; see `Outcome`.
         distances: from the sample, by norm.
     """
 
     example: Rows
     label: int
-    leaves: bool
-    inside: bool
-    decision: int
-    confidence: float
-    margin: float
-    distances: dict[str, float]
+    inside: bool = False
+    leaves: bool = False
+    decision: int = -1
+    confidence: float = math.nan
+    margin: float = math.nan
+    distances: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def confirmed(self) -> bool:
         """Whether it counts."""
-        return self.leaves and self.inside
+        return self.inside and self.leaves
 
     def outcome(self, row: int, stage: str, queries: int) -> Outcome:
         """What is recorded."""
@@ -82,25 +83,30 @@ async def confirm(
     """
     if not len(points):
         return []
+    claims = [Claim(point, label) for point, label in zip(points, labels.tolist(), strict=True)]
+    places = np.flatnonzero(_bounded(points, bounds))
+    inputs, points, labels = inputs[places], points[places], labels[places]
     if stage.kind is StageKind.MINIMAL:
         points = await beyond(ask, inputs, points, labels, bounds)
-    found = await ask(points)
     distances = await asyncio.to_thread(distances_of, inputs, points)
+    held = [number for number, found in enumerate(distances) if _in_ball(found, stage)]
+    if not held:
+        return claims
+    points, labels = points[held], labels[held]
+    found = await ask(points)
     leaves, margins = found.leave(labels), found.margins(labels)
-    bounded = _bounded(points, bounds)
-    return [
-        Claim(
-            example=points[place],
-            label=int(labels[place]),
-            leaves=bool(leaves[place]),
-            inside=bool(bounded[place]) and _in_ball(distances[place], stage),
-            decision=int(found.decisions[place]),
-            confidence=float(found.confidences[place]),
-            margin=float(margins[place]),
+    for number, place in enumerate(held):
+        claims[places[place]] = Claim(
+            example=points[number],
+            label=int(labels[number]),
+            inside=True,
+            leaves=bool(leaves[number]),
+            decision=int(found.decisions[number]),
+            confidence=float(found.confidences[number]),
+            margin=float(margins[number]),
             distances=distances[place],
         )
-        for place in range(len(points))
-    ]
+    return claims
 
 
 def distances_of(inputs: Rows, points: Rows) -> list[dict[str, float]]:

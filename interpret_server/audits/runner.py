@@ -129,8 +129,8 @@ class UnitRunner:
         for place, claim in zip(claims.tolist(), judged, strict=True):
             outcomes[place] = claim.outcome(rows[place], stage.key, outcomes[place].queries)
         warned = {message: _mask(about, len(rows)) for message, about in found.warnings}
-        unconfirmed = [not claim.leaves for claim in judged]
-        outside = [claim.leaves and not claim.inside for claim in judged]
+        unconfirmed = [claim.inside and not claim.leaves for claim in judged]
+        outside = [not claim.inside for claim in judged]
         warned[phrases.UNCONFIRMED] = _mask(claims[unconfirmed], len(rows))
         warned[phrases.OUTSIDE] = _mask(claims[outside], len(rows))
         examples = [claim.example for claim in judged if claim.confirmed]

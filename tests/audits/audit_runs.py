@@ -27,7 +27,7 @@ from interpret_server.data.arrays import as_array
 from interpret_server.engine.api import ModelInfo, Worker
 from interpret_server.engine.local import LocalWorker
 from interpret_server.models.manifest import Manifest
-from interpret_server.registry import Registry
+from interpret_server.registry import AnyPlugin, Registry
 
 SHAPE = (1, 6, 6)
 MANIFEST = {"shape": SHAPE, "bounds": (0, 1), "layout": "CHW"}
@@ -68,9 +68,14 @@ def save(module: nn.Module, path: Path) -> Path:
 
 
 @asynccontextmanager
-async def working(path: Path, **manifest: Any) -> AsyncIterator[tuple[LocalWorker, ModelInfo]]:
-    """A worker with a file loaded as `net`."""
-    worker = LocalWorker(Registry.installed(), device="cpu")
+async def working(
+    path: Path, *plugins: type[AnyPlugin], **manifest: Any
+) -> AsyncIterator[tuple[LocalWorker, ModelInfo]]:
+    """A worker with a file loaded as `net`, and some plugins beside those that are installed."""
+    registry = Registry.installed()
+    for plugin in plugins:
+        registry.add(plugin, "tests")
+    worker = LocalWorker(registry, device="cpu")
     try:
         found = Manifest.model_validate({**MANIFEST, **manifest})
         yield worker, await worker.load("net", path, found)

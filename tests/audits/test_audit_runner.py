@@ -2,18 +2,22 @@
 
 import asyncio
 import contextlib
-from dataclasses import replace
+import io
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 import torch
 from audit_runs import SHAPE, Net, Run, asking, samples, save, warned, working
+from PIL import Image
 
 from interpret_server.audits import phrases
 from interpret_server.audits.plan import StageKind, Unit
 from interpret_server.audits.records import UnitResult, digest_of
 from interpret_server.audits.spec import AuditAttack, AuditSpec, Threat
+from interpret_server.plugin import Kind, Params, Plugin, TargetKind, output
 
 LINF = (Threat(norm="linf", epsilons=(0.02, 0.08)),)
 L2 = (Threat(norm="l2", epsilons=(0.3,)),)
@@ -196,3 +200,74 @@ async def test_a_file_that_answers_at_random_is_reported(tmp_path):
         done = await run.step(Unit(0, 0))
     assert {item.message for item in done.warnings} >= {phrases.ANSWERS_AT_RANDOM}
     assert "deterministic" not in model.capabilities
+
+
+class LiarParams(Params):
+    norm: Literal["linf"] = "linf"
+    epsilon: float = 0.1
+    shift: float = 0.0
+
+
+@dataclass(frozen=True)
+class Lies:
+    adversarial: torch.Tensor = output("The inputs, shifted away from grey or towards it.")
+    success: torch.Tensor = output("True.")
+
+
+class Liar(Plugin[LiarParams, Lies]):
+    """Claims to have won every row, by a shift towards grey, or away from it."""
+
+    name = "liar"
+    kind = Kind.ATTACK
+    target_kinds = frozenset({TargetKind.CLASS})
+
+    def run(self, model, batch, params, job):
+        moved = batch.inputs + params.shift * torch.sign(0.5 - batch.inputs)
+        return Lies(moved, torch.ones(len(batch), dtype=torch.bool))
+
+
+async def lies(file, epsilon, shift):
+    images, labels = samples(Net(), 8)
+    attack = AuditAttack(plugin="liar", params={"shift": shift})
+    threats = (Threat(norm="linf", epsilons=(epsilon,)),)
+    async with working(file, Liar) as (worker, model):
+        run = await Run(worker, model, asking(attack, threats=threats), images, labels).go()
+    return run.results[1]
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "shift", "message"),
+    [
+        pytest.param(0.1, 0.0, phrases.UNCONFIRMED, id="classified as before"),
+        pytest.param(0.1, 0.2, phrases.OUTSIDE, id="outside the ball"),
+        pytest.param(1.0, -0.6, phrases.OUTSIDE, id="outside the bounds"),
+        pytest.param(1.0, 1e39, phrases.OUTSIDE, id="no numbers"),
+    ],
+)
+async def test_claims_that_do_not_hold_are_not_counted(file, epsilon, shift, message):
+    done = await lies(file, epsilon, shift)
+    assert all(item.claimed and not item.confirmed for item in done.outcomes)
+    assert all(item.digest == "" and item.decision == -1 for item in done.outcomes)
+    assert done.examples is None
+    assert [(item.message, item.rows) for item in done.warnings] == [(message, tuple(range(8)))]
+
+
+async def test_encoded_images_become_the_rows_that_are_kept(file):
+    levels = np.random.default_rng(0).integers(0, 256, (3, 6, 6), dtype=np.uint8)
+    images = (levels[:, None] / np.float32(255)).astype(np.float32)
+    with torch.no_grad():
+        labels = Net()(torch.from_numpy(images)).argmax(1).numpy()
+    spec = asking("pgd", threats=LINF)
+    async with working(file) as (worker, model):
+        run = Run(worker, model, spec, images, labels)
+        sent = replace(run.state(0), given=tuple(map(png, levels)))
+        encoded = await run.runner.run(Unit(0, 0), sent, lambda *_: None)
+        again = await Run(worker, model, spec, encoded.examples, labels).step(Unit(0, 0))
+    assert np.allclose(encoded.examples, images, rtol=0, atol=1e-6)
+    assert alike(encoded, again)  # what is kept is what is answered
+
+
+def png(values):
+    buffer = io.BytesIO()
+    Image.fromarray(values).save(buffer, format="png")
+    return buffer.getvalue()
