@@ -102,6 +102,22 @@ def test_what_is_read_makes_the_same_report(tmp_path, files):
     assert documents.lasting(again) == documents.lasting(written)
 
 
+def test_a_stage_that_was_not_planned_is_told(tmp_path, files):
+    bundle.write(make(), files, tmp_path / "bundle")
+    path = tmp_path / "bundle/outcomes.csv"
+    path.write_bytes(path.read_bytes().replace(b"minimal:linf:fab", b"minimal:linf:bad"))
+    with pytest.raises(InvalidRequest, match="the plan has no stage 'minimal:linf:bad'"):
+        bundle.read(tmp_path / "bundle")
+
+
+def test_a_part_that_is_missing_is_named(tmp_path, files):
+    document = bundle.write(make(), files, tmp_path / "bundle")
+    del document["threats"]
+    (tmp_path / "bundle/report.json").write_bytes(documents.encode(document))
+    with pytest.raises(InvalidRequest, match="it lacks threats"):
+        bundle.read(tmp_path / "bundle")
+
+
 @pytest.mark.parametrize(
     ("name", "content", "told"),
     [

@@ -91,6 +91,10 @@ def read(folder: Path) -> Report:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         told = str(error) if type(error) is ValueError else "it is not as it was written"
         raise InvalidRequest(f"{folder.name}/{JSON}: {told}") from None
+    known = {stage.key for stage in findings.audit.plan.stages}
+    strange = next((item.stage for item in outcomes if item.stage not in known), None)
+    if strange is not None:
+        raise InvalidRequest(f"{tables.OUTCOMES}: the plan has no stage {strange[:80]!r}")
     return Report(folder, document, findings)
 
 

@@ -22,6 +22,7 @@ from .words import verdict
 
 FORMAT = 1
 RUN = "run"
+_PARTS = frozenset({"samples", "clean", "threats", "corruptions", "masking", "verdict", "files"})
 
 
 def build(findings: Findings, files: Mapping[str, str] | None = None) -> dict[str, Any]:
@@ -81,6 +82,8 @@ def restore(
     """
     if document["format"] != FORMAT:
         raise ValueError(f"the report is of format {document['format']}, not {FORMAT}")
+    if missing := _PARTS - document.keys():
+        raise ValueError(f"it lacks {min(missing)}")
     run, origin = document[RUN], document["origin"]
     audit = Audit(
         id=run["id"],
