@@ -33,6 +33,11 @@ from .verification import agree, difference, float32_noise
 NO_BOUNDS = (
     "the manifest does not state bounds; give inputs[0].bounds to use epsilon and image bounds"
 )
+_NO_SHARED_BOUNDS = (
+    "several inputs have bounds only where all are numbers with the same inputs[i].bounds; tokens, "
+    "and masks and lengths that are carried along, have none"
+)
+_NO_INTEGER_BOUNDS = "inputs of integers, such as tokens, and their embeddings have no bounds"
 _DECISIONS = (
     "The file gives the winning class alone: its logit is 30 and all others are 0, so "
     "probabilities and margins say nothing more."
@@ -360,7 +365,8 @@ def assemble(
     missing = missing_capabilities(module, body, x)
     layers = {} if Capability.LAYERS in missing else layers_of(module, body, x, other)
     if resolved.bounds is None:
-        missing[Capability.BOUNDS] = NO_BOUNDS
+        alone = NO_BOUNDS if encoder is None else _NO_INTEGER_BOUNDS
+        missing[Capability.BOUNDS] = alone if packing is None else _NO_SHARED_BOUNDS
     return Classifier(
         name,
         module,
