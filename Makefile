@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 PROTOS := $(wildcard protos/interpret_api/*/*.proto)
 MESSAGES := interpret_server/engine/workers/protocol.proto
 
-.PHONY: demo test serve bench onnx-coverage docs-pictures protos lint types clean
+.PHONY: demo test serve bench onnx-coverage docs-pictures gallery protos lint types clean
 
 demo: $(VENV)/.demo
 	$(BIN)/interpret-server demo
@@ -30,6 +30,10 @@ onnx-coverage: $(VENV)/.test
 # NETWORK: SqueezeNet 1.1 for ImageNet as TorchScript, RGB in [0, 1].
 docs-pictures: $(VENV)/.test
 	$(BIN)/python examples/docs_pictures.py $(NETWORK) docs/pictures
+
+# The same NETWORK; writes gallery-output/index.html.
+gallery: $(VENV)/.test
+	$(BIN)/python examples/synthesis_gallery.py $(NETWORK) gallery-output $(ARGS)
 
 protos: $(VENV)/.test
 	$(BIN)/python -m interpret_api.generate
@@ -54,4 +58,4 @@ $(VENV)/.test: $(VENV)/.torch pyproject.toml
 	touch $@ $(VENV)/.demo
 
 clean:
-	rm -rf $(VENV) demo-output
+	rm -rf $(VENV) demo-output gallery-output

@@ -219,6 +219,41 @@ def digits(folder: Path) -> Trained:
     return Trained(path, manifest, held_out.images, held_out.labels, [])
 
 
+def denoiser(folder: Path, steps: int = 3000, noise: float = 0.3) -> Trained:
+    """A perceptron that takes Gaussian noise out of digits; its values are a digit's pixels.
+
+    Args:
+        noise: standard deviation of the noise.
+    """
+    from interpret_server.demo.digits import load_digits
+
+    first, second, held_out = load_digits()
+    clean = torch.from_numpy(np.concatenate([first.images, second.images]))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = nn.Sequential(
+            nn.Flatten(),
+            nn.Linear(64, 512),
+            nn.SiLU(),
+            nn.Linear(512, 512),
+            nn.SiLU(),
+            nn.Linear(512, 64),
+        )
+        optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
+        for step in range(steps):
+            rows = clean[torch.randint(len(clean), (128,))]
+            found = net(rows + noise * torch.randn_like(rows))
+            loss = F.mse_loss(found, rows.flatten(1))
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            optimizer.param_groups[0]["lr"] = 1e-3 * (1 - step / steps)
+    path = folder / "denoiser.pt"
+    _script(net.eval(), path)
+    manifest = {"shape": [1, 8, 8], "bounds": [0, 1], "output": {"kind": "values"}}
+    return Trained(path, manifest, held_out.images, held_out.labels, [])
+
+
 def _script(net: nn.Module, path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)

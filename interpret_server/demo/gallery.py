@@ -21,6 +21,11 @@ h3 { font-size: .9rem; font-weight: 600; margin: .7rem 0 .2rem; }
 p { margin: .2rem 0 .6rem; max-width: 60rem; }
 .line { display: grid; grid-template-columns: repeat(10, minmax(4.5rem, 1fr)); gap: .5rem;
         overflow-x: auto; }
+.large { display: grid; grid-template-columns: repeat(auto-fill, minmax(11.5rem, 1fr));
+         gap: .8rem; }
+.large img { image-rendering: auto; }
+code { display: block; font-size: .7rem; text-align: left; overflow-wrap: anywhere;
+       opacity: .75; }
 .wide { display: flex; flex-wrap: wrap; gap: 1rem; }
 .wide figure { max-width: 34rem; }
 .wide img { width: auto; max-width: 100%; max-height: 26rem; image-rendering: auto; }
@@ -34,10 +39,11 @@ th, td { text-align: left; padding: .2rem .9rem .2rem 0; vertical-align: top; }
 
 @dataclass(frozen=True)
 class Cell:
-    """A PNG picture and the line under it."""
+    """A PNG picture and the line under it, with the call that made it where that is told."""
 
     png: bytes
     caption: str
+    call: str = ""
 
     @property
     def wide(self) -> bool:
@@ -49,19 +55,28 @@ class Cell:
         """The picture as a figure."""
         data = base64.b64encode(self.png).decode()
         caption = escape(self.caption)
+        call = f"<code>{escape(self.call)}</code>" if self.call else ""
         return (
             f'<figure><img alt="{caption}" src="data:image/png;base64,{data}">'
-            f"<figcaption>{caption}</figcaption></figure>"
+            f"<figcaption>{caption}{call}</figcaption></figure>"
         )
 
 
 @dataclass(frozen=True)
 class Section:
-    """A heading, a sentence, and lines of pictures."""
+    """A heading, a sentence, and lines of pictures.
+
+    Args:
+        title: the heading.
+        text: the sentence.
+        lines: what stands above each line, and its pictures.
+        large: the pictures are shown large and without hard pixels, as photographs.
+    """
 
     title: str
     text: str
     lines: dict[str, list[Cell]]
+    large: bool = False
 
     @classmethod
     def originals(cls, images: NDArray[np.float32], captions: Sequence[str]) -> "Section":
@@ -77,11 +92,14 @@ class Section:
 
     def html(self) -> str:
         """The section as HTML."""
-        lines = [_line(name, cells) for name, cells in self.lines.items()]
+        lines = [_line(name, cells, self.large) for name, cells in self.lines.items()]
         return f"<h2>{escape(self.title)}</h2><p>{escape(self.text)}</p>{''.join(lines)}"
 
 
-def _line(name: str, cells: Sequence[Cell]) -> str:
+def _line(name: str, cells: Sequence[Cell], large: bool) -> str:
+    if large:
+        shown = "".join(cell.html() for cell in cells)
+        return f'<h3>{escape(name)}</h3><div class="large">{shown}</div>'
     wide = any(cell.wide for cell in cells)
     shown = "".join(cell.html() for cell in (cells[:_WIDE] if wide else cells))
     more = f", the first {_WIDE} of {len(cells)}" if wide and len(cells) > _WIDE else ""
@@ -120,12 +138,13 @@ class Gallery:
             "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>"
             for row in self.rows
         )
+        plugins = "<tr><th>plugin</th><th>files differ by</th><th>what came out</th></tr>"
+        table = f"<table>{plugins}{rows}</table>" if rows else ""
         return (
             '<!doctype html><html lang="en"><head><meta charset="utf-8">'
             '<meta name="viewport" content="width=device-width">'
             f"<title>{escape(self.title)}</title><style>{_STYLE}</style></head>"
             f"<body><h1>{escape(self.title)}</h1>"
-            f"<table>{facts}</table><table><tr><th>plugin</th><th>files differ by</th>"
-            f"<th>what came out</th></tr>{rows}</table>"
+            f"<table>{facts}</table>{table}"
             f"{''.join(section.html() for section in self.sections)}</body></html>\n"
         )
