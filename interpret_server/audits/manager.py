@@ -28,7 +28,7 @@ from .records import Audit, State
 from .runner import UnitRunner
 from .running import WAITS, MakeRunner, Run
 from .spec import AuditSpec
-from .store import Store, units_of
+from .store import Store
 from .writing import ReportForm, report_file
 
 MAX_BYTES = 16 << 30
@@ -133,7 +133,7 @@ class Audits:
                 plan=plan,
                 origin=origin_of(model, plan, plugins, _called(data)),
                 state=State.QUEUED,
-                total=units_of(plan),
+                total=plan.total,
                 created=time.time(),
             )
             self._check_open()

@@ -85,6 +85,12 @@ class Plan(BaseModel):
         """How many."""
         return -(-self.samples // self.batch_size)
 
+    @property
+    def total(self) -> int:
+        """How many units there are."""
+        once = sum(stage.first_batch for stage in self.stages)
+        return self.batches * (len(self.stages) - once) + once
+
     def rows(self, batch: int) -> range:
         """The samples of a batch."""
         start = batch * self.batch_size

@@ -145,23 +145,30 @@ class Run:
         return unit.stage == 0 and seconds is not None and self._audit.seconds >= seconds
 
     async def _unit(self, runner: Runner, unit: Unit) -> None:
-        audit_id, index = self._audit.id, self._audit.done
-        stored = await in_thread(lambda: self._store.audit(audit_id))
-        if stored.done > index:  # a trial before this one was stored after all
-            self._tell(stored)
+        audit, batch = await in_thread(lambda: self._batch(unit))
+        if batch is None:
+            self._tell(audit)
             return
-        stage = self._audit.plan.stages[unit.stage].key
+        stage = audit.plan.stages[unit.stage].key
 
         def progress(done: int, total: int) -> None:
             if time.monotonic() - self._spoke >= _TOLD_EVERY:
                 self._spoke = time.monotonic()
-                self._told(replace(stored, current=Current(unit.batch, stage, done, total)))
+                self._told(replace(audit, current=Current(unit.batch, stage, done, total)))
 
-        batch = await in_thread(lambda: self._batch(unit))
         result = await runner.run(unit, batch, progress)
         self._tell(await in_thread(lambda: self._keep(unit, result)))
 
-    def _batch(self, unit: Unit) -> BatchState:
+    def _batch(self, unit: Unit) -> tuple[Audit, BatchState | None]:
+        """The audit as it is stored, and the unit's batch unless the unit is done.
+
+        A trial that failed to store a unit may have stored it after all.
+        """
+        audit = self._store.audit(self._audit.id)
+        done = audit.done > self._audit.done
+        return audit, None if done else self._read_batch(unit)
+
+    def _read_batch(self, unit: Unit) -> BatchState:
         rows = self._audit.plan.rows(unit.batch)
         labels = self._files.labels()[rows.start : rows.stop]
         if self._audit.plan.stages[unit.stage].kind is StageKind.CLEAN:

@@ -236,7 +236,7 @@ def test_a_database_that_cannot_be_opened_is_named(tmp_path: Path):
 def test_sqlite_flushes_every_commit_to_the_disk(tmp_path: Path):
     path = tmp_path / "audits.sqlite"
     store = Store(f"sqlite:///{path}")
-    with store._engine.connect() as connection:
+    with store._database._engine.connect() as connection:
         pragma = {
             name: connection.exec_driver_sql(f"PRAGMA {name}").scalar()
             for name in ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")
