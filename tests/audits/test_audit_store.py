@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sql
+from audit_databases import emptied
 from audit_fakes import SPEC, audit, plan, result_of
 
+from interpret_server.audits import database as database_module
 from interpret_server.audits.plan import Unit
 from interpret_server.audits.records import Audit, State, UnitResult, digest_of_set
 from interpret_server.audits.spec import AuditSpec
@@ -20,6 +22,7 @@ from interpret_server.errors import (
     FailedPrecondition,
     InvalidRequest,
     NotFound,
+    Unavailable,
 )
 
 PLAN = plan()
@@ -216,6 +219,40 @@ def test_a_unit_without_outcomes_counts(store: Store):
     stored = store.add("one", Unit(0, 1), UnitResult(0, "linf:0.1:pgd"))
     assert stored.done == 2
     assert store.batch("one", 0)[1] == ()
+
+
+def test_a_lost_connection_is_made_again(postgresql: Path):
+    url = emptied(postgresql)
+    store = Store(url)
+    store.insert(audit())
+    engine = sql.create_engine(url)
+    with engine.connect() as connection:
+        connection.execute(
+            sql.text(
+                "select pg_terminate_backend(pid) from pg_stat_activity "
+                "where pid != pg_backend_pid() and datname = current_database()"
+            )
+        )
+    engine.dispose()
+    fill(store, 2)
+    assert store.audit("one").done == 2
+    store.close()
+
+
+def test_a_database_that_fails_is_unavailable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(database_module, "_BUSY_MS", 10)
+    path = tmp_path / "audits.sqlite"
+    store = Store(f"sqlite:///{path}")
+    store.insert(audit())
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("begin immediate")  # somebody else writes
+    with pytest.raises(Unavailable, match=r"the database of the audits fails \(.*locked\)"):
+        store.set_state("one", State.RUNNING)
+    assert store.audit("one").state is State.QUEUED
+    other.execute("rollback")
+    other.close()
+    assert store.set_state("one", State.RUNNING).state is State.RUNNING
+    store.close()
 
 
 @pytest.mark.parametrize("url", ["nonsense", "nosuch://x/y", "sqlite+nosuch:///x"])
