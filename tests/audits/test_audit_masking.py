@@ -1,11 +1,13 @@
 """Signs of masked gradients: networks that hide them, from the file to the finding."""
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from audit_runs import Net, Run, samples, save, working
+from report_findings import make
 from torch import Tensor, nn
 
 from interpret_plugins.attacks.masking import PHRASES
@@ -147,3 +149,93 @@ async def test_a_model_that_ends_in_argmax_is_audited_by_answers(tmp_path, score
     assert bool(run.plan.notes) is not scores
     assert any(stage.plugin == "square" for stage in run.plan.stages) is scores
     assert masking.find(run.findings()) == ()
+
+
+def signs(attacks, rows=20, epsilons=(0.1, 0.3), **fields):
+    """The signs in made-up findings: stage -> row -> distance of its example, or None."""
+    findings = make([0] * rows, [0] * rows, attacks, batch_size=rows, **fields)
+    stages = tuple(
+        stage.model_copy(update={"gradients": stage.attack != "square"})
+        for stage in findings.audit.plan.stages
+    )
+    spec = AuditSpec(model="net", threats=(Threat(norm="linf", epsilons=epsilons),))
+    plan = findings.audit.plan.model_copy(update={"stages": stages})
+    audit = replace(findings.audit, plan=plan, spec=spec)
+    return {item.code: item for item in masking.find(replace(findings, audit=audit))}
+
+
+def standing(*rows):
+    return dict.fromkeys(rows)
+
+
+def test_answers_alone_count_where_no_gradient_led_as_near():
+    everyone = standing(*range(20))
+    found = signs(
+        {
+            "linf:0.1:pgd": everyone | {3: 0.05},
+            "linf:0.1:square": {
+                row: 0.1 if row in (4, 5) else None for row in range(20) if row != 3
+            },
+            "linf:0.3:pgd": everyone | {3: 0.05, 5: 0.09},  # gradients led nearer after all
+        }
+    )
+    sign = found["black_box_beats_white_box"]
+    assert sign.rows == (4,)
+    assert (sign.figures["epsilon"], sign.figures["attacked"]) == (0.1, 20)
+
+
+def test_answers_alone_that_came_first_say_nothing_of_gradients():
+    found = signs(
+        {
+            "linf:0.1:square": {row: 0.1 if row < 9 else None for row in range(20)},
+            "linf:0.1:pgd": dict.fromkeys(range(9, 20), 0.1),
+        }
+    )
+    assert "black_box_beats_white_box" not in found
+
+
+def test_one_sample_in_many_hundreds_is_no_sign():
+    everyone = standing(*range(600))
+    attacks = {"linf:0.1:pgd": everyone, "linf:0.1:square": everyone | {7: 0.1}}
+    assert "black_box_beats_white_box" not in signs(attacks, 600)
+    attacks["linf:0.1:square"] |= {8: 0.1}
+    assert signs(attacks, 600)["black_box_beats_white_box"].rows == (7, 8)
+
+
+def test_samples_that_stand_without_a_radius_are_named():
+    sign = signs({"unbounded:linf": {0: 0.9, 2: None, 5: None}})["unbounded_attack_fails"]
+    assert sign.rows == (2, 5)
+    assert sign.figures == {"samples": 2, "correct": 20}
+    assert signs({"unbounded:linf": {0: 0.9}}) == {}
+
+
+@pytest.mark.parametrize(
+    ("fallen", "later", "epsilons", "seen"),
+    [
+        (5, 0, (0.1, 0.3), True),
+        (5, 1, (0.1, 0.3), False),
+        (1, 0, (0.1, 0.3), False),  # hardly any fell before
+        (15, 0, (0.1, 0.3), False),  # few are left
+        (5, 0, (0.1, 0.15), False),  # hardly any more room
+    ],
+)
+def test_more_room_that_helps_nothing_is_a_sign(fallen, later, epsilons, seen):
+    smaller, larger = (f"linf:{epsilon}:pgd" for epsilon in epsilons)
+    found = signs(
+        {
+            smaller: {row: 0.1 if row < fallen else None for row in range(20)},
+            larger: {row: 0.15 if row < fallen + later else None for row in range(fallen, 20)},
+        },
+        epsilons=epsilons,
+    )
+    assert ("larger_radius_not_easier" in found) is seen
+    if seen:
+        assert found["larger_radius_not_easier"].rows == tuple(range(5, 20))
+
+
+def test_claims_without_confirmation_are_counted():
+    attacks = {"linf:0.1:pgd": standing(*range(20)) | {0: 0.1}}
+    claims = frozenset({("linf:0.1:pgd", 3), ("linf:0.1:pgd", 7)})
+    sign = signs(attacks, claims=claims)["unconfirmed_successes"]
+    assert sign.figures == {"claimed": 3, "unconfirmed": 2, "samples": 2}
+    assert sign.rows == (3, 7)
