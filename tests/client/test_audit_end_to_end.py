@@ -1,0 +1,211 @@
+"""Audits from both clients and the command line, run by a real server on a small network."""
+
+import asyncio
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from fake_audit_server import LONG, until
+
+import interpret_client
+from interpret_client import Audit, Client, DataSet, FailedPrecondition, InvalidRequest, aio
+from interpret_client.cli import main
+from interpret_server.audits.manager import Audits
+from interpret_server.testing import serve
+
+COUNT, EPSILONS = 24, [0.02, 0.1]
+
+
+def samples() -> tuple[np.ndarray, np.ndarray]:
+    """Of two classes: whether the mean of all values is above a half, by 0.05 at least."""
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 2, COUNT)
+    rows = random.uniform(0.2, 0.8, (COUNT, 1, 3, 3))
+    wanted = np.where(labels, 0.58, 0.42) + random.uniform(-0.03, 0.03, COUNT)
+    rows += (wanted - rows.mean((1, 2, 3)))[:, None, None, None]
+    return rows.clip(0, 1).astype(np.float32), labels
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("audited")
+    linear = torch.nn.Linear(9, 2)
+    with torch.no_grad():
+        linear.weight[0], linear.weight[1] = -1.0, 1.0
+        linear.bias[0], linear.bias[1] = 4.5, -4.5
+    network = torch.nn.Sequential(torch.nn.Flatten(), linear)
+    torch.jit.save(torch.jit.script(network.eval()), str(folder / "net.pt"))
+    (folder / "data").mkdir()
+    rows, labels = samples()
+    np.savez(folder / "data" / "set.npz", images=rows, labels=labels)
+    np.save(folder / "data" / "bare.npy", rows)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def address(folder: Path) -> Iterator[str]:
+    file = folder / "net.pt", {"shape": [1, 3, 3], "bounds": [0, 1]}
+    with serve(
+        models={"net": file, "other": file},
+        data_root=folder / "data",
+        audits=lambda worker, data: Audits(worker, root=folder / "audits", data=data),
+    ) as address:
+        yield address
+
+
+@pytest.fixture
+def client(address: str) -> Iterator[Client]:
+    with interpret_client.connect(address) as client:
+        yield client
+
+
+def broken(radius: float) -> int:
+    """Of a linear network in Linf: as many as have their mean within the radius of a half."""
+    rows, _ = samples()
+    return int((np.abs(rows.mean((1, 2, 3)) - 0.5) <= radius).sum())
+
+
+def test_an_audit_is_watched_cancelled_resumed_reported_and_deleted(
+    client: Client, address: str, folder: Path, tmp_path: Path
+) -> None:
+    rows, labels = samples()
+    run = client.audit(
+        "net",
+        rows,
+        labels,
+        suite="quick",
+        epsilon=EPSILONS,
+        batch_size=6,
+        queries=100,
+        title="Both sides",
+    )
+    seen: list[Audit] = []
+
+    async def follow() -> Audit:
+        async with aio.connect(address) as other:
+            found = await other.get_audit(run.id)
+            seen.extend([audit async for audit in found.watch()])
+            return found.audit
+
+    def in_a_loop() -> None:
+        asyncio.run(follow())
+
+    watching = threading.Thread(target=in_a_loop)
+    watching.start()
+    for audit in run.watch():
+        if audit.done >= 2:
+            break
+    cancelled = run.cancel()
+    watching.join(LONG)
+    assert cancelled.state == seen[-1].state == "cancelled"
+    assert 2 <= cancelled.done < cancelled.total
+    with pytest.raises(FailedPrecondition):
+        run.report()
+
+    assert run.resume().state in ("queued", "running")
+    watching = threading.Thread(target=in_a_loop)
+    watching.start()
+    final = run.wait(timeout=120)
+    watching.join(LONG)
+    assert seen[-1] == final
+    assert (final.done, final.samples, final.clean_accuracy) == (final.total, COUNT, 1.0)
+    assert final.standing == COUNT - broken(EPSILONS[1])
+
+    document = json.loads(run.report("json"))
+    (threat,) = document["threats"]
+    found = {item["epsilon"]: item["standing"] for item in threat["radii"]}
+    assert found == {radius: COUNT - broken(radius) for radius in EPSILONS}
+    assert b"Both sides" in run.report("html")
+    assert len(run.report("csv").splitlines()) == COUNT + 1
+    bundle = run.report("bundle", tmp_path / "bundle")
+    assert json.loads((bundle / "report.json").read_bytes()) == document
+    for name, digest in document["files"].items():
+        assert hashlib.sha256((bundle / name).read_bytes()).hexdigest() == digest
+    run.delete()
+    assert run.id not in [item.id for item in client.audits()]
+    assert not (folder / "audits" / run.id).exists()
+
+
+def test_the_models_copy_stays_when_the_model_goes(client: Client) -> None:
+    rows, labels = samples()
+    run = client.audit("other", rows[:4], labels[:4], attacks=["fgsm"], epsilon=0.1)
+    client.unload_model("other")
+    assert run.wait(timeout=120).state == "finished"
+    assert [model.name for model in client.models()] == ["net"]
+
+
+@pytest.mark.parametrize(
+    ("given", "fields"),
+    [
+        ({"dataset": "bare"}, {"labels"}),
+        ({"dataset": DataSet("set", slice(20, 40))}, {"inputs.dataset.rows"}),
+        ({"dataset": "../net"}, {"inputs.dataset.name"}),
+        ({"inputs": samples()[0] + 1, "labels": samples()[1]}, {"inputs"}),
+        ({"inputs": samples()[0][:, 0], "labels": samples()[1]}, {"inputs"}),
+        ({"inputs": samples()[0], "labels": samples()[1] + 1}, {"labels"}),
+        ({"dataset": "set", "epsilon": 2}, {"threats[0].epsilons"}),
+        ({"dataset": "set", "epsilon": 1e-4}, {"threats[0].epsilons"}),
+        ({"dataset": "set", "attacks": ["saliency"]}, {"attacks[0].plugin"}),
+        (
+            {"dataset": "set", "attacks": [{"plugin": "pgd", "params": {"steps": 0}}]},
+            {"attacks[0].params.steps"},
+        ),
+    ],
+)
+def test_what_an_audit_cannot_be_about_is_named_and_leaves_nothing(
+    client: Client, folder: Path, given: dict[str, object], fields: set[str]
+) -> None:
+    before = client.audits()
+    with pytest.raises(InvalidRequest) as caught:
+        client.audit("net", **{"epsilon": 0.1, **given})
+    assert {item.field for item in caught.value.violations} == fields
+    assert [item.id for item in client.audits()] == [item.id for item in before]
+    kept = {path.name for path in (folder / "audits").iterdir() if path.is_dir()}
+    assert kept == {item.id for item in before}
+
+
+def test_an_upload_that_is_given_up_leaves_nothing(address: str, folder: Path) -> None:
+    rows, labels = samples()
+    many = np.repeat(rows, 40_000 // COUNT, axis=0).repeat(40, axis=0)
+    with interpret_client.connect(address) as other:
+        other.audits()
+        folders = folder / "audits"
+        sending = threading.Thread(
+            target=lambda: give_up(other, many, labels.repeat(len(many) // COUNT))
+        )
+        before = set(folders.iterdir())
+        sending.start()
+        until(lambda: any(path.name.startswith(".new-") for path in folders.iterdir()))
+    sending.join(LONG)
+    until(lambda: set(folders.iterdir()) == before)
+
+
+def give_up(client: Client, rows: np.ndarray, labels: np.ndarray) -> None:
+    with pytest.raises((interpret_client.Cancelled, ValueError)):
+        client.audit("net", rows, labels, epsilon=0.1)
+
+
+def test_the_command_line_audits_a_data_set_of_the_server(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = [
+        "audit", "run", "net", "--dataset", "set", "--rows", ":8", "--attack", "pgd:steps=5",
+        "--epsilon", "1/10", "--output", "out",
+    ]  # fmt: skip
+    environment = {"INTERPRET_ADDRESS": address}
+    result = CliRunner().invoke(main, [*words, "--fail-under", "0"], env=environment)
+    assert result.exit_code == 0, result.stderr
+    assert "8 samples" in result.stdout
+    document = json.loads(Path("out/report.json").read_bytes())
+    assert document["origin"]["data"] == "set[0:8]"
+    words += ["--overwrite", "--fail-under", "1", "--json"]
+    result = CliRunner().invoke(main, words, env=environment)
+    assert result.exit_code == 3
+    assert json.loads(result.stdout)["robust_accuracy"] < 1
