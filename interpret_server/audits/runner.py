@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ..data.arrays import as_array
 from ..engine.api import Array, ModelInfo, Worker
+from ..errors import InvalidRequest
 from . import phrases
 from .calls import Answers, Report, answers, attack
 from .confirmation import confirm
@@ -62,6 +63,7 @@ class UnitRunner:
         self._worker, self._model, self._spec, self._plan = worker, model, spec, plan
         self._bounds = model.bounds
         self._norms = norms_of(plan)
+        self._named = {item.label: f"attacks[{place}]" for place, item in enumerate(spec.attacks)}
 
     async def run(self, unit: Unit, batch: BatchState, progress: Report) -> UnitResult:
         """Do a stage on a batch; cancelling this ends its call at once.
@@ -110,9 +112,12 @@ class UnitRunner:
         rows = [batch.rows[place] for place in places]
         inputs, labels = np.asarray(batch.inputs[places]), batch.labels[places]
         seeds = [(self._spec.seed + row) % (MAX_SEED + 1) for row in rows]
-        found = await attack(
-            self._worker, self._model, stage, inputs, labels.tolist(), seeds, progress
-        )
+        try:
+            found = await attack(
+                self._worker, self._model, stage, inputs, labels.tolist(), seeds, progress
+            )
+        except InvalidRequest as error:  # of parameters that do not suit each other, or the model
+            raise error.within(self._named.get(stage.attack, "suite")) from None
         claims = np.flatnonzero(found.success)
         judged = await confirm(
             self._ask,

@@ -17,6 +17,7 @@ from interpret_server.audits import phrases
 from interpret_server.audits.plan import StageKind, Unit
 from interpret_server.audits.records import UnitResult, digest_of
 from interpret_server.audits.spec import AuditAttack, AuditSpec, Threat
+from interpret_server.errors import InvalidRequest
 from interpret_server.plugin import Kind, Params, Plugin, TargetKind, output
 
 LINF = (Threat(norm="linf", epsilons=(0.02, 0.08)),)
@@ -200,6 +201,18 @@ async def test_a_file_that_answers_at_random_is_reported(tmp_path):
         done = await run.step(Unit(0, 0))
     assert {item.message for item in done.warnings} >= {phrases.ANSWERS_AT_RANDOM}
     assert "deterministic" not in model.capabilities
+
+
+async def test_parameters_that_do_not_suit_the_model_are_named_as_the_caller_wrote_them(tmp_path):
+    net = Net(after=lambda z: z[:, :2])
+    images, labels = samples(net, 2)
+    attacks = (AuditAttack(plugin="fgsm"), AuditAttack(plugin="pgd", params={"loss": "dlr"}))
+    spec = asking(*attacks, threats=LINF)
+    async with working(save(net, tmp_path / "net.pt")) as (worker, model):
+        run = Run(worker, model, spec, images, labels)
+        run.results.append(await run.step(Unit(0, 0)))
+        with pytest.raises(InvalidRequest, match=r"attacks\[1\]\.params\.loss: dlr takes"):
+            await run.step(Unit(0, 2))
 
 
 class LiarParams(Params):
