@@ -156,7 +156,15 @@ class Run:
                 self._spoke = time.monotonic()
                 self._told(replace(audit, current=Current(unit.batch, stage, done, total)))
 
-        result = await runner.run(unit, batch, progress)
+        try:
+            result = await runner.run(unit, batch, progress)
+        except (Unavailable, Overloaded):
+            raise
+        except InterpretError as error:  # its rows are those of the batch
+            first, last = batch.rows[0], batch.rows[-1]
+            raise FailedPrecondition(
+                f"{stage} on samples {first} to {last}: {error.message}"
+            ) from None
         self._tell(await in_thread(lambda: self._keep(unit, result)))
 
     def _batch(self, unit: Unit) -> tuple[Audit, BatchState | None]:

@@ -342,7 +342,10 @@ def _raise(failures: list[Exception]) -> None:
 @pytest.mark.parametrize(
     ("error", "sentence"),
     [
-        (InvalidRequest.field("params.steps", "too many"), "params.steps: too many"),
+        (
+            InvalidRequest.field("params.steps", "too many"),
+            "clean on samples 0 to 3: params.steps: too many",
+        ),
         (OSError(28, "No space left on device"), "files cannot be written: No space left"),
         (RuntimeError("/secret/path"), "internal error; the server's log"),
     ],
