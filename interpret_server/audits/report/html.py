@@ -154,6 +154,7 @@ _FILTERS: dict[str, Callable[..., Any]] = {
     "picture_key": picture_key,
     "pretty": lambda value: json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False),
     "rough": lambda value: f"{value:.2g}" if value < 100 else f"{value:.0f}",
+    "seconds": lambda value: "–" if value is None else f"{value:,.1f}",
     "short": _short,
     "words": lambda text: text.replace("_", " "),
 }
