@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from interpret_server.audits.report import statistics
@@ -66,6 +66,7 @@ def test_the_paired_interval_covers_the_truth():
     assert 0.94 < covered < 0.995
 
 
+@settings(deadline=None)
 @given(st.tuples(*[st.integers(0, 40)] * 4).filter(any))
 def test_the_paired_interval_is_symmetric_and_holds_its_estimate(counts):
     both, first, second, neither = counts
@@ -108,6 +109,7 @@ def test_holm_by_hand():
     assert statistics.holm([]) == []
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.floats(0, 1), min_size=1, max_size=9),
     st.integers(0, 6),
