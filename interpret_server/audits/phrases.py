@@ -4,7 +4,6 @@ ZERO_GRADIENT = "the loss has a zero gradient here"
 MISLEADING = "the gradient misses a part of what the loss depends on"
 SATURATED = "the softmax is saturated here"
 RANDOM = "the model answers at random"
-KNOWN = (ZERO_GRADIENT, MISLEADING, SATURATED, RANDOM)
 
 ANSWERS_AT_RANDOM = f"{RANDOM}: the same input gets different answers"
 DISAGREES = (
