@@ -85,18 +85,21 @@ class _Side:
         for stage in self.evidence.stages(StageKind.CORRUPTION):
             yield Condition(corruption=stage.attack, severity=stage.severity)
 
-    def standing(self, condition: Condition) -> set[int]:
-        """The rows that are classified correctly, and not broken under a condition."""
+    def standing(self, condition: Condition) -> set[Key]:
+        """The samples that are classified correctly, and not broken under a condition."""
+        standing = self.evidence.correct - self._broken(condition)
+        return {key for key, row in self.rows.items() if row in standing}
+
+    def _broken(self, condition: Condition) -> set[int]:
         if condition.norm is not None and condition.epsilon is not None:
-            return self.evidence.correct - self.evidence.broken(condition.norm, condition.epsilon)
-        lost = {
+            return self.evidence.broken(condition.norm, condition.epsilon)
+        return {
             item.row
             for stage in self.evidence.stages(StageKind.CORRUPTION)
             if (stage.attack, stage.severity) == (condition.corruption, condition.severity)
             for item in self.evidence.by_stage[stage.key]
             if item.confirmed
         }
-        return self.evidence.correct - lost
 
 
 def compare(first: Report, second: Report) -> dict[str, Any]:
@@ -115,7 +118,10 @@ def compare(first: Report, second: Report) -> dict[str, Any]:
         keys = [common, common]
     known = list(sides[1].conditions())
     shared = [condition for condition in sides[0].conditions() if condition in known]
-    by_condition = {condition: _stands(sides, condition) for condition in shared}
+    by_condition = {
+        condition: (sides[0].standing(condition), sides[1].standing(condition))
+        for condition in shared
+    }
     lines = _adjusted(
         [
             _described(condition) | _line(stands, keys, paired)
@@ -131,11 +137,14 @@ def compare(first: Report, second: Report) -> dict[str, Any]:
         "samples": [len(some) for some in keys],
         "left_out": [len(side.rows) - len(some) for side, some in zip(sides, keys, strict=True)],
         "conditions": lines,
-        "unshared": [_described(condition) for condition in {*sides[0].conditions()} ^ {*known}],
+        "unshared": [
+            _described(condition)
+            for condition in (*sides[0].conditions(), *known)
+            if condition not in by_condition
+        ],
         "classes": _classes(sides, keys, paired, by_condition),
         "provenance": _unlike(first.document, second.document),
     }
-    result["unshared"].sort(key=lambda item: [str(value) for value in item.values()])
     result["verdict"] = _verdict(result)
     return result
 
@@ -230,14 +239,6 @@ def points(value: float | None) -> str:
 def probability(value: float) -> str:
     """A p value as journals have it."""
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def _stands(sides: tuple[_Side, _Side], condition: Condition) -> tuple[set[Key], set[Key]]:
-    one, two = (
-        {key for key, row in side.rows.items() if row in standing}
-        for side, standing in ((side, side.standing(condition)) for side in sides)
-    )
-    return one, two
 
 
 def _described(condition: Condition) -> dict[str, Any]:

@@ -5,6 +5,7 @@ Figures are rounded to ten digits, so that a report does not depend on the last 
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 LEVEL = 0.95
@@ -99,6 +100,8 @@ def mcnemar(pairs: Pairs) -> float:
     from scipy.stats import binom
 
     unlike = pairs.first + pairs.second
+    if not unlike:
+        return 1.0
     less = min(pairs.first, pairs.second)
     return rounded(min(1.0, 2 * float(binom.cdf(less, unlike, 0.5))))
 
@@ -158,6 +161,7 @@ def _joined(
     return Interval(rounded(max(-1.0, change - below)), rounded(min(1.0, change + above)))
 
 
+@lru_cache(maxsize=4)
 def _normal_quantile(level: float) -> float:
     from scipy.stats import norm
 
