@@ -120,7 +120,7 @@ def make_plan(
         FailedPrecondition: the model lacks what an attack needs.
     """
     if samples < 1:
-        raise InvalidRequest.field("data", "there are no samples")
+        raise InvalidRequest.field("inputs", "there are no samples")
     _check_model(model)
     planner = _Planner(spec, model, {item.name: item for item in plugins})
     stages = (Stage(key="clean", kind=StageKind.CLEAN), *planner.stages())
@@ -129,7 +129,7 @@ def make_plan(
             f"suite: no attack of it can run on {model.name}: {' '.join(planner.notes)}"
         )
     size = min(spec.batch_size or _BATCH, model.max_batch, samples)
-    return Plan(samples=samples, batch_size=size, stages=stages, notes=tuple(planner.notes))
+    return Plan(samples=samples, batch_size=size, stages=stages, notes=planner.notes)
 
 
 def _check_model(model: ModelInfo) -> None:
@@ -179,11 +179,15 @@ class _Planner:
             for epsilon in threat.epsilons:
                 yield from (self._attack(item, threat.norm, epsilon) for item in within)
             yield from (self._minimal(item, threat.norm) for item in nearest)
-            if not nearest and self._spec.minimal and self._spec.suite == "black_box":
+            if not nearest and self._spec.suite == "black_box" and self._seeks_smallest:
                 self._note(f"No attack of the suite seeks the smallest change in {threat.norm}.")
             gradients |= any(self._needs_gradients(item.plugin) for item in within + nearest)
-        if gradients:
+        if gradients and "pgd" in self._plugins and not self._lacking("pgd"):
             yield self._unbounded()
+
+    @property
+    def _seeks_smallest(self) -> bool:
+        return self._spec.minimal and not self._spec.attacks
 
     def _attack(self, attack: SuiteAttack, norm: NormName, epsilon: float) -> Stage:
         params = self._params(attack, norm) | {"epsilon": epsilon}
@@ -301,7 +305,7 @@ class _Planner:
         """The attacks that the model can be attacked by; the black-box suite leaves out others."""
         able = []
         for attack in attacks:
-            lacking = sorted(self._find(attack.plugin).requires - self._model.capabilities)
+            lacking = self._lacking(attack.plugin)
             if not lacking:
                 able.append(attack)
                 continue
@@ -331,6 +335,9 @@ class _Planner:
 
     def _has(self, plugin: str, param: str) -> bool:
         return param in self._find(plugin).schema.get("properties", {})
+
+    def _lacking(self, plugin: str) -> list[str]:
+        return sorted(self._find(plugin).requires - self._model.capabilities)
 
     def _needs_gradients(self, plugin: str) -> bool:
         return "gradient" in self._find(plugin).requires

@@ -104,6 +104,12 @@ def test_the_check_without_a_radius_is_made_once_where_gradients_are_used(plugin
     assert not any(stage.gradients for stage in answers.stages)
 
 
+def test_the_check_without_a_radius_is_left_out_where_there_is_no_pgd(plugins, model):
+    without_pgd = [item for item in plugins if item.name != "pgd"]
+    plan = planned(without_pgd, model, attacks=(AuditAttack(plugin="fgsm"),), threats=LINF)
+    assert {stage.kind for stage in plan.stages} == {StageKind.CLEAN, StageKind.ATTACK}
+
+
 def test_radii_that_look_alike_have_stages_of_their_own(plugins, model):
     close = Threat(norm="linf", epsilons=(0.3, 0.3000001))
     plan = planned(plugins, model, suite="quick", threats=(close,))
