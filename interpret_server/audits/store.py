@@ -17,7 +17,7 @@ from sqlalchemy.engine import Connection, Row
 from ..errors import AlreadyExists, NotFound
 from . import database as tables
 from .database import Database
-from .plan import Plan, Stage, Unit
+from .plan import Plan, Unit
 from .records import (
     Audit,
     Findings,
@@ -31,7 +31,7 @@ from .records import (
     digest_of_set,
 )
 from .spec import AuditSpec
-from .standing import within
+from .standing import norms_of, within
 
 _PART = 4096  # rows that are fetched at once
 
@@ -261,22 +261,22 @@ def _insert(connection: Connection, table: sql.Table, rows: Sequence[Mapping[str
 
 def _broken(audit: Audit, unit: Unit, outcomes: Sequence[Outcome]) -> list[int]:
     """The rows that are broken at the largest radius of the stage's threat model."""
-    stage: Stage = audit.plan.stages[unit.stage]
+    norm = norms_of(audit.plan)[audit.plan.stages[unit.stage].key]
     radius = max(
         (
             epsilon
             for threat in audit.spec.threats
-            if threat.norm == stage.norm
+            if threat.norm == norm
             for epsilon in threat.epsilons
         ),
         default=None,
     )
-    if stage.norm is None or radius is None:
+    if norm is None or radius is None:
         return []
     return [
         outcome.row
         for outcome in outcomes
-        if outcome.confirmed and within(outcome.distance(stage.norm), radius)
+        if outcome.confirmed and within(outcome.distance(norm), radius)
     ]
 
 
