@@ -5,9 +5,9 @@
         result = client.run("saliency", "net", inputs, target=3)
         result.tensors["attributions"]
 
-`interpret_client.aio` is the same, asynchronous; `interpret_client.torch` makes a served model a
-torch module; `interpret_client.pictures` draws what came back. Importing this package imports no
-torch.
+`client.audit(...)` finds out how robust a model is. `interpret_client.aio` is the same,
+asynchronous; `interpret_client.torch` makes a served model a torch module;
+`interpret_client.pictures` draws what came back. Importing this package imports no torch.
 """
 
 from importlib import import_module

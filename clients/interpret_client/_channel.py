@@ -30,6 +30,8 @@ _OPTIONS = (
     # Messages of megabytes in few frames and without waiting for window updates.
     ("grpc.http2.lookahead_bytes", 4 << 20),
     ("grpc.http2.max_frame_size", (1 << 24) - 1),
+    # A server that comes back is found within the time that watchers of audits wait for it.
+    ("grpc.max_reconnect_backoff_ms", 5000),
 )
 _STUBS: Mapping[str, Any] = {
     "AuditService": AuditServiceStub,

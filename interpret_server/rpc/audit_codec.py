@@ -121,6 +121,8 @@ def to_samples(message: pb.AuditSamples) -> DataChunk | StoredSet:
                 )
             return StoredSet(inputs.name, inputs.start, inputs.count)
         case Array() | tuple():
+            if not message.labels:
+                raise InvalidRequest.field("labels", "give the true class of every sample")
             return DataChunk(inputs, tuple(message.labels))
         case None:
             raise InvalidRequest.field("inputs", "give a tensor, encoded images or a data set")

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from interpret_client.cli import main
 from interpret_client.cli._audit_output import so_far, steps_done
 from interpret_server.audits.ingest import StoredSet
 from interpret_server.audits.records import Current, State
+from interpret_server.errors import InvalidRequest as ServerRefusal
 
 Command = Callable[..., Result]
 
@@ -412,3 +414,53 @@ def test_progress_counts_the_steps_of_the_attack_that_runs(
         audit = client.get_audit("a1").audit
     assert (steps_done(audit), audit.total) == (2.75, 6)
     assert so_far(audit) == "2 of 5 samples, 50.0% clean, 50.0% robust"
+
+
+@dataclass
+class Replayed:
+    """What a replay comes to."""
+
+    samples: int = 5
+    examples: int = 3
+    confirmed: int = 3
+    repeated: int = 1
+    complaints: tuple[str, ...] = ()
+
+    @property
+    def holds(self) -> bool:
+        return not self.complaints
+
+
+def test_a_replay_tells_every_claim_that_does_not_hold(
+    interpret: Command, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    found = Replayed()
+
+    async def replay(folder: Path, **options: Any) -> Replayed:
+        asked.append((sorted(os.listdir(folder)), options))
+        options.pop("report")(1, 2)
+        if options["seed"] == 7:
+            raise ServerRefusal("model: other.pt is another file than the report's")
+        return found
+
+    monkeypatch.setattr("interpret_server.audits.replay.replay", replay)
+    interpret("run", "net", data, "--epsilon", "0.1", "--output", "out")
+    result = interpret("replay", "out", "--rerun", "0.1", "--model", data)
+    assert result.exit_code == 0, result.stderr
+    assert "3 of 3 adversarial examples confirmed, 5 samples checked" in result.stdout
+    assert "Every claim holds." in result.stdout
+    files = ["inputs", "report.html", "report.json"]
+    assert asked.pop() == (files, {"model": data, "rerun": 0.1, "seed": 0})
+    assert document(interpret("replay", "a1", "--json"))["holds"]  # fetched from the server
+    assert asked.pop() == (files, {"model": None, "rerun": 0.0, "seed": 0})
+    found.complaints = ("sample 2, linf:0.1:pgd: the file answers class 1",)
+    result = interpret("replay", "out")
+    assert result.exit_code == 1
+    assert "sample 2, linf:0.1:pgd: the file answers class 1" in result.stdout
+    assert "The report does not hold." in result.stdout
+    refused = interpret("replay", "out", "--seed", "7")
+    assert (refused.exit_code, refused.stdout) == (1, "")
+    assert "Error: model: other.pt is another file" in refused.stderr
+    assert interpret("replay", "no/folder").exit_code == 2
+    assert "no audit 'none'" in interpret("replay", "none").stderr

@@ -4,14 +4,15 @@ import asyncio
 import hashlib
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 from fake_audit_server import LONG, until
+from PIL import Image
 
 import interpret_client
 from interpret_client import Audit, Client, DataSet, FailedPrecondition, InvalidRequest, aio
@@ -191,21 +192,61 @@ def give_up(client: Client, rows: np.ndarray, labels: np.ndarray) -> None:
         client.audit("net", rows, labels, epsilon=0.1)
 
 
-def test_the_command_line_audits_a_data_set_of_the_server(
+@pytest.fixture
+def interpret(
     address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+) -> Callable[..., Result]:
     monkeypatch.chdir(tmp_path)
-    words = [
-        "audit", "run", "net", "--dataset", "set", "--rows", ":8", "--attack", "pgd:steps=5",
-        "--epsilon", "1/10", "--output", "out",
-    ]  # fmt: skip
-    environment = {"INTERPRET_ADDRESS": address}
-    result = CliRunner().invoke(main, [*words, "--fail-under", "0"], env=environment)
+
+    def invoke(*arguments: str) -> Result:
+        words = ["audit", *arguments]
+        return CliRunner().invoke(main, words, env={"INTERPRET_ADDRESS": address})
+
+    return invoke
+
+
+def test_the_command_line_audits_a_data_set_of_the_server_and_compares(
+    interpret: Callable[..., Result],
+) -> None:
+    words = ["run", "net", "--dataset", "set", "--rows", ":8", "--epsilon", "1/10"]
+    words += ["--attack", "pgd:steps=5", "--fail-under"]
+    result = interpret(*words, "0", "--output", "out")
     assert result.exit_code == 0, result.stderr
     assert "8 samples" in result.stdout
-    document = json.loads(Path("out/report.json").read_bytes())
-    assert document["origin"]["data"] == "set[0:8]"
-    words += ["--overwrite", "--fail-under", "1", "--json"]
-    result = CliRunner().invoke(main, words, env=environment)
+    report = json.loads(Path("out/report.json").read_bytes())
+    assert report["origin"]["data"] == "set[0:8]"
+    result = interpret(*words, "1", "--json")
     assert result.exit_code == 3
-    assert json.loads(result.stdout)["robust_accuracy"] < 1
+    found = json.loads(result.stdout)
+    assert found["robust_accuracy"] < 1
+
+    result = interpret("compare", "out", found["audit"]["id"], "--output", "compared.html")
+    assert result.exit_code == 0, result.stderr
+    assert "no significant difference" in result.stdout
+    assert "<html" in Path("compared.html").read_text()
+    failed = interpret("compare", "out", "out", "--json", "--fail-under", "1")
+    assert failed.exit_code == 3
+    assert json.loads(failed.stdout)["paired"]
+    assert interpret("compare", "out", "out", "--fail-on-regression").exit_code == 0
+    refused = interpret("compare", "out", ".")
+    assert refused.exit_code == 1
+    assert "is no report" in refused.stderr
+
+
+def test_the_command_line_audits_a_folder_of_images(interpret: Callable[..., Result]) -> None:
+    rows, labels = samples()
+    for number, (row, label) in enumerate(zip(rows, labels, strict=True)):
+        folder = Path("images") / str(label)
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = (row[0] * 255).round().astype(np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number:02}.png")
+    words = ("--attack", "fgsm", "--epsilon", "8/255", "--json")
+    result = interpret("run", "net", "images", *words)
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert found["accuracies"][0] == {**found["accuracies"][0], "what": "clean", "accuracy": 1.0}
+    assert found["audit"]["plan"]["samples"] == COUNT
+    Path("images/0/spoiled.png").write_bytes(b"no image")
+    spoiled = interpret("run", "net", "images", *words)
+    assert spoiled.exit_code == 1
+    assert "failed" in spoiled.stderr

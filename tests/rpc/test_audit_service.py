@@ -220,6 +220,7 @@ def test_encoded_images_and_data_sets_of_the_server(
         ([asked(), samples(types.Inputs())], "inputs", "give a tensor"),
         ([asked(), rows(0, 2), stored(name="a")], "inputs.dataset", "header.samples as 0"),
         ([asked(count=0), stored(name="a"), rows()], "samples", "nothing follows a data set"),
+        ([asked(), rows(0, 0)], "labels", "the true class of every sample"),
         ([asked(), stored(name="")], "inputs.dataset.name", "a data set below"),
         ([asked(), stored(name="a", start=-1)], "inputs.dataset.rows", "not negative"),
         ([asked(), stored(name="a", rows=[3, 1])], "inputs.dataset.rows", "follow each other"),

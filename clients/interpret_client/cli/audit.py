@@ -167,6 +167,8 @@ def run(
                 **options,
             )
         if wait:
+            if not settings.json:
+                click.echo(f"Audit {started.id}: {started.audit.plan.samples} samples.", err=True)
             _finish(context, started, output, overwrite, fail_under, cancel_on_interrupt)
         elif settings.json:
             print_json(started.audit)
