@@ -230,6 +230,21 @@ def test_arrays_and_where_their_classes_stand(
     assert bytes(chunk.inputs.data) == ROWS[1:3].astype(np.float32).tobytes()
 
 
+def test_bytes_are_scaled_and_get_the_models_axes(
+    interpret: Command, audits: FakeAudits, tmp_path: Path
+) -> None:
+    pixels = np.arange(256, dtype=np.uint8).reshape(64, 2, 2)
+    np.savez("bytes.npz", x=pixels, y=np.arange(64) % 3)
+    words = ("run", "net", "bytes.npz", "--epsilon", "0.1", "--detach")
+    assert interpret(*words, "--scale", "1/255").exit_code == 0
+    assert interpret(*words).exit_code == 0  # as they are: the server judges
+    (scaled,), (plain,) = audits.data.values()
+    assert scaled.inputs.dtype == "float32"
+    assert scaled.inputs.shape == plain.inputs.shape == (64, 1, 2, 2)
+    assert bytes(scaled.inputs.data) == (pixels / np.float32(255)).tobytes()
+    assert plain.inputs.dtype == "uint8"
+
+
 def test_folders_of_images(interpret: Command, audits: FakeAudits, tmp_path: Path) -> None:
     for folder, names in {
         "flat": ["b.png", "a.JPG", ".hidden.png", "notes.txt"],
@@ -289,7 +304,8 @@ def test_folders_of_images(interpret: Command, audits: FakeAudits, tmp_path: Pat
         (["fine.npz", "--epsilon", "0.1"], 2, "not one whole number for each sample"),
         (["words.txt", "--epsilon", "0.1"], 2, "neither a .npz or .npy file nor"),
         (["empty", "--epsilon", "0.1"], 2, "empty holds no images"),
-        (["--dataset", "a", "--labels", "words.txt", "--epsilon", "0.1"], 2, "has its own"),
+        (["--dataset", "a", "--labels", "words.txt", "--epsilon", "0.1"], 2, "are for DATA"),
+        (["DATA", "--scale", "much", "--epsilon", "0.1"], 2, "'much': write 0.3 or 8/255"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_sentence(

@@ -19,7 +19,7 @@ Rows = slice | list[int] | None
 
 
 def read_samples(
-    data: Path, labels: str | None, rows: Rows, model: ModelInfo
+    data: Path, labels: str | None, rows: Rows, scale: float | None, model: ModelInfo
 ) -> tuple[Any, Labels]:
     """Samples as the client takes them, and their classes.
 
@@ -28,6 +28,7 @@ def read_samples(
             a `.npy` file, or a folder of images, or of a folder for each class.
         labels: a file with them: `.npy`, `.npz`, or text with a class on each line.
         rows: only these.
+        scale: multiplied with the values of arrays.
         model: to be audited.
 
     Raises:
@@ -37,7 +38,7 @@ def read_samples(
     if data.is_dir():
         inputs, found = _folder(data, model)
     else:
-        inputs, found = _arrays(data, model)
+        inputs, found = _arrays(data)
     known = found if labels is None else _read_labels(labels, model)
     if known is None:
         raise click.BadParameter(f"{data.name} tells no classes", param_hint="--labels")
@@ -45,7 +46,29 @@ def read_samples(
         raise click.BadParameter(
             f"{len(known)} classes for {len(inputs)} samples", param_hint="--labels"
         )
-    return _chosen(inputs, known, rows)
+    inputs, known = _chosen(inputs, known, rows)
+    if isinstance(inputs, np.ndarray):
+        return _fitted(inputs, scale, model), known
+    if scale is not None:
+        raise click.BadParameter("images are scaled as the model says", param_hint="--scale")
+    return inputs, known
+
+
+def _fitted(inputs: Array, scale: float | None, model: ModelInfo) -> Array:
+    """In the model's type, scaled, and with the axes of length 1 that the model has."""
+    dtype = "float64" if model.precision == "float64" else "float32"
+    if scale is not None:  # in float64, so that 255 times 1/255 is 1
+        scaled = np.empty(inputs.shape, dtype)
+        inputs = np.multiply(inputs, scale, out=scaled, dtype=np.float64, casting="same_kind")
+    elif inputs.dtype.kind == "f":
+        inputs = inputs.astype(dtype, copy=False)
+    if _bare(inputs.shape[1:]) == _bare(model.input_shape):
+        return inputs.reshape(len(inputs), *model.input_shape)
+    return inputs
+
+
+def _bare(shape: Sequence[int]) -> list[int]:
+    return [size for size in shape if size != 1]
 
 
 def _chosen(inputs: Any, labels: Labels, rows: Rows) -> tuple[Any, Labels]:
@@ -62,7 +85,7 @@ def _chosen(inputs: Any, labels: Labels, rows: Rows) -> tuple[Any, Labels]:
     return inputs[rows], labels[wanted]
 
 
-def _arrays(file: Path, model: ModelInfo) -> tuple[Array, Labels | None]:
+def _arrays(file: Path) -> tuple[Array, Labels | None]:
     labels = None
     if file.suffix == ".npz":
         names = _names(file)
@@ -75,9 +98,6 @@ def _arrays(file: Path, model: ModelInfo) -> tuple[Array, Labels | None]:
         raise click.BadParameter(
             f"{file.name} is neither a .npz or .npy file nor a folder of images", param_hint="DATA"
         )
-    if inputs.dtype.kind == "f":
-        dtype = "float64" if model.precision == "float64" else "float32"
-        inputs = inputs.astype(dtype, copy=False)
     return inputs, labels
 
 
