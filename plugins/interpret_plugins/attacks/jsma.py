@@ -36,11 +36,13 @@ class JSMA(Unlimited, Attack, Plugin[JSMAParams, AttackResult]):
     """Few values, each step those that a saliency map of the Jacobian puts first.
 
     Towards class `t`, the pair `(p, q)` is taken for which `-alpha * beta` is largest among those
-    with `alpha = sum_{p,q} dZ_t/dx > 0` and `beta = sum_{p,q} sum_{j != t} dZ_j/dx < 0` (both the
-    other way round where `theta` is below zero), with logits `Z`; `theta` is added to both values,
-    which leave the search at the edge of the bounds. Away from a label both signs are turned. A row
-    stops at its first success, where no pair is left, or after `gamma` of the values, divided by
-    the values of a step, steps. A row that is misclassified to begin with is returned unchanged.
+    with `alpha = sum_{p,q} s dZ_t/dx > 0` and `beta = sum_{p,q} s sum_{j != t} dZ_j/dx < 0` (both
+    the other way round where `theta` is below zero), with logits `Z`; `theta` is added to both
+    values, which leave the search at the edge of the bounds. A value counts by how far it can move,
+    `s`: `theta`, or less at the edge, where published code lets nearly white pixels use up steps.
+    Away from a label both signs are turned. A row stops at its first success, where no pair is
+    left, or after `gamma` of the values, divided by the values of a step, steps. A row that is
+    misclassified to begin with is returned unchanged.
 
     Source: Papernot, McDaniel, Jha, Fredrikson, Celik & Swami 2016, "The Limitations of Deep
     Learning in Adversarial Settings", algorithms 2 and 3; away from a label: Wiyatno & Xu 2018,
@@ -84,8 +86,12 @@ def _steps(attempt: Attempt, params: JSMAParams, steps: int, job: Job) -> Iterat
         attempt.saw(rows, own)
         attempt.saw(rows, others)
         turn = (1 if params.targeted else -1) * (1 if params.theta > 0 else -1)
-        free = x < region.upper if params.theta > 0 else x > region.lower
-        chosen, found = _choose(turn * own, -turn * others, free, pairs=params.pairs)
+        room = (region.upper - x if params.theta > 0 else x - region.lower).clamp(min=0)
+        reached = room.clamp(max=abs(params.theta) * model.scale)
+        free = reached > 0
+        chosen, found = _choose(
+            turn * own * reached, -turn * others * reached, free, pairs=params.pairs
+        )
         moved = x + params.theta * model.scale * chosen.to(x.dtype)
         x = torch.where(chosen, moved.clamp(region.lower, region.upper), x)
         with torch.no_grad():
