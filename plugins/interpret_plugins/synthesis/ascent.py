@@ -50,6 +50,7 @@ class Settings:
         gradient_blur: blur of the gradient in pixels, from the first step to the last.
         spectrum: power of 1/f by which the gradient's Fourier amplitudes are multiplied, from the
             first step to the last.
+        lowest_frequency: cycles per largest axis; lower frequencies are multiplied as this one.
         chroma: share of the gradient's differences between a pixel's channels that is kept.
         norm_percentile: pixels whose norm lies below this percentile are set to the centre.
         contribution_percentile: the same for |sum over channels of z * gradient|.
@@ -79,6 +80,7 @@ class Settings:
     blur_every: int = 0
     gradient_blur: tuple[float, float] = (0.0, 0.0)
     spectrum: tuple[float, float] = (0.0, 0.0)
+    lowest_frequency: float = 1.0
     chroma: float = 1.0
     norm_percentile: float = 0.0
     contribution_percentile: float = 0.0
@@ -146,6 +148,7 @@ def _octaves(sizes: tuple[int, ...], channels: int) -> Settings:
         mirror=True,
         contrast=0.3,
         spectrum=(1.2, 0.8),
+        lowest_frequency=2.0,
         chroma=0.3 if channels == 3 else 1.0,
     )
 

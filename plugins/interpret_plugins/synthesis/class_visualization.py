@@ -87,6 +87,13 @@ class ClassVisualizationParams(Params):
         description="Power p of the factor 1/f^p on the gradient's Fourier amplitudes, at the "
         "first and at the last step; 2 is ascent in coefficients decorrelated as those of photos.",
     )
+    lowest_frequency: float | None = Field(
+        None,
+        ge=1,
+        le=64,
+        description="Cycles per largest axis below which spectrum multiplies all frequencies "
+        "alike; otherwise whole images grow dark.",
+    )
     chroma: float | None = Field(
         None,
         ge=0,
@@ -238,7 +245,7 @@ def _gradient(model: Classifier, batch: Batch, z: Tensor, step: int, settings: S
             (gradient,) = torch.autograd.grad(score.sum(), leaf)
         total = total + gradient
     gradient = muted(total / views - 2 * settings.l2 * z, axes, settings.chroma)
-    gradient = pink(gradient, axes, settings.at(settings.spectrum, step))
+    gradient = pink(gradient, axes, settings.at(settings.spectrum, step), settings.lowest_frequency)
     return blur(gradient, axes, settings.at(settings.gradient_blur, step))
 
 

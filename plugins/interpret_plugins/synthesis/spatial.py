@@ -124,25 +124,28 @@ def pixels(x: Tensor, axes: Axes) -> Tensor:
     return x.sum(axes.channels, keepdim=True) if axes.channels else x
 
 
-def pink(x: Tensor, axes: Axes, power: float) -> Tensor:
+def pink(x: Tensor, axes: Axes, power: float, lowest: float = 1.0) -> Tensor:
     """Fourier amplitudes over the spatial axes times `1 / f^power`, f in cycles per pixel.
 
-    Frequencies below one cycle per largest axis count as that. An ascent along gradients filtered
-    so with `2 p` is an ascent in Fourier coefficients scaled by `1 / f^p`, the decorrelated
-    parameterisation of Olah et al. 2017, "Feature visualization"; natural images have p = 1.
+    Frequencies below `lowest` cycles per largest axis count as that. An ascent along gradients
+    filtered so with `2 p` is an ascent in Fourier coefficients scaled by `1 / f^p`, the
+    decorrelated parameterisation of Olah et al. 2017, "Feature visualization"; natural images have
+    p = 1.
     """
     if not axes.spatial or power == 0:
         return x
     sizes = axes.sizes(x.shape)
-    spectrum = torch.fft.rfftn(x, dim=axes.spatial) * amplitudes(x, axes, sizes, power)
+    spectrum = torch.fft.rfftn(x, dim=axes.spatial) * amplitudes(x, axes, sizes, power, lowest)
     filtered: Tensor = torch.fft.irfftn(spectrum, s=sizes, dim=axes.spatial)
     return filtered
 
 
-def amplitudes(like: Tensor, axes: Axes, sizes: Sequence[int], power: float) -> Tensor:
+def amplitudes(
+    like: Tensor, axes: Axes, sizes: Sequence[int], power: float, lowest: float = 1.0
+) -> Tensor:
     """`1 / f^power` at each coefficient of `torch.fft.rfftn` over spatial axes of these sizes.
 
-    f is in cycles per pixel, and at least one cycle per largest axis.
+    f is in cycles per pixel, and at least `lowest` cycles per largest axis.
 
     Args:
         like: its number of axes, type and device are those of the result.
@@ -153,7 +156,7 @@ def amplitudes(like: Tensor, axes: Axes, sizes: Sequence[int], power: float) -> 
         grid = torch.fft.rfftfreq if half else torch.fft.fftfreq
         view = [-1 if other == axis else 1 for other in range(like.dim())]
         squares = squares + grid(size, dtype=like.dtype, device=like.device).view(view).square()
-    scale: Tensor = squares.sqrt().clamp_min(1 / max(sizes)) ** -power
+    scale: Tensor = squares.sqrt().clamp_min(lowest / max(sizes)) ** -power
     return scale
 
 

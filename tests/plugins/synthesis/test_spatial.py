@@ -202,20 +202,21 @@ def test_muted_keeps_a_share_of_the_differences_between_channels(
 
 
 @layouts
+@pytest.mark.parametrize("lowest", [1.0, 2.5])
 @pytest.mark.parametrize("power", [0.7, 2.0])
 def test_pink_equals_numpys_full_transform(
-    shape: tuple[int, ...], axes: Axes, power: float
+    shape: tuple[int, ...], axes: Axes, power: float, lowest: float
 ) -> None:
     x = _batch(shape)
     expected = x.numpy()
     if axes.spatial:
         sizes = [x.shape[axis] for axis in axes.spatial]
         grids = np.meshgrid(*(np.fft.fftfreq(size) for size in sizes), indexing="ij")
-        frequency = np.maximum(np.sqrt(sum(grid**2 for grid in grids)), 1 / max(sizes))
+        frequency = np.maximum(np.sqrt(sum(grid**2 for grid in grids)), lowest / max(sizes))
         view = [x.shape[axis] if axis in axes.spatial else 1 for axis in range(x.dim())]
         spectrum = np.fft.fftn(expected, axes=axes.spatial) / frequency.reshape(view) ** power
         expected = np.fft.ifftn(spectrum, axes=axes.spatial).real
-    np.testing.assert_allclose(pink(x, axes, power).numpy(), expected, atol=1e-10)
+    np.testing.assert_allclose(pink(x, axes, power, lowest).numpy(), expected, atol=1e-10)
 
 
 @layouts
