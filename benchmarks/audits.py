@@ -41,7 +41,7 @@ from interpret_server.engine.api import (
 from interpret_server.engine.stored import ModelFiles
 from interpret_server.models.manifest import Manifest
 
-SIZES = (1_000, 10_000, 30_000)
+SIZES = (1_000, 10_000)
 SHAPE, CLASSES, BATCH = (1, 28, 28), 10, 128
 _WARM = 49  # units after which threads, connections and caches are there
 SPEC = AuditSpec.model_validate(

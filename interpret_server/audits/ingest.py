@@ -1,6 +1,5 @@
 """Data sets become the stored batches of an audit, checked as they arrive."""
 
-import asyncio
 import math
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from ..data.worker import shape_of
 from ..engine.api import ITEM_SIZES, Array, ModelInfo
 from ..errors import InvalidRequest, RequestTooLarge
 from .files import AuditFiles, Given
+from .threads import in_thread
 
 MAX_SAMPLES = 1_000_000  # of an audit
 _PIECE = 32 << 20  # bytes of a stored data set that are read at once
@@ -261,13 +261,3 @@ def _guarded(data: DataSet, read: Callable[[], T]) -> T:
         return read()
     except OSError:  # removed meanwhile
         raise InvalidRequest.field("inputs.dataset", f"{data.name} cannot be read") from None
-
-
-async def in_thread(work: Callable[[], T]) -> T:
-    """The result of blocking work, which is over when this ends, cancelled or not."""
-    task = asyncio.ensure_future(asyncio.to_thread(work))
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait({task})
-        raise

@@ -18,7 +18,6 @@ from .ingest import (
     DataChunk,
     Intake,
     StoredSet,
-    in_thread,
     ingest_stored,
     ingest_stream,
 )
@@ -29,6 +28,7 @@ from .runner import UnitRunner
 from .running import WAITS, MakeRunner, Run
 from .spec import AuditSpec
 from .store import Store
+from .threads import in_thread
 from .writing import ReportForm, report_file
 
 MAX_BYTES = 16 << 30

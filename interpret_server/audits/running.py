@@ -14,13 +14,13 @@ from ..engine.failure import internal_error
 from ..engine.stored import read_stored
 from ..errors import FailedPrecondition, InterpretError, Overloaded, Unavailable
 from .files import AuditFiles
-from .ingest import in_thread
 from .origins import check_same
 from .plan import Plan, StageKind, Unit
 from .records import Audit, Current, State, UnitResult
 from .runner import BatchState, UnitRunner
 from .spec import AuditSpec
 from .store import Store
+from .threads import in_thread
 from .writing import write_bundle
 
 WAITS = (1.0, 2.0, 5.0, 15.0, 30.0)  # seconds before a unit is tried again

@@ -21,6 +21,7 @@ from interpret_server.audits.ingest import (
     ingest_stored,
     ingest_stream,
 )
+from interpret_server.audits.threads import in_thread
 from interpret_server.data import DataRoot
 from interpret_server.engine.api import Array
 from interpret_server.errors import FailedPrecondition, InvalidRequest, NotFound, RequestTooLarge
@@ -258,7 +259,7 @@ async def test_work_in_a_thread_is_over_when_it_is_cancelled():
         go_on.wait(10)
         over.set()
 
-    task = asyncio.create_task(ingest.in_thread(work))
+    task = asyncio.create_task(in_thread(work))
     await asyncio.to_thread(started.wait, 10)
     task.cancel()
     asyncio.get_running_loop().call_later(0.05, go_on.set)
