@@ -4,6 +4,8 @@ import asyncio
 import dataclasses
 import gc
 import json
+import subprocess
+import sys
 import time
 import tracemalloc
 from collections.abc import AsyncIterator, Callable
@@ -577,3 +579,16 @@ async def test_nothing_but_audits_is_kept_in_memory(sqlite_bench: Bench):
     await final(audits, await audits.create(spec(), data()))
     await audits.close(0.0)
     assert (audits._runs, audits._queue, audits._watchers) == ({}, [], {})
+
+
+def test_audits_import_no_torch():
+    code = (
+        "import pkgutil, importlib, sys, interpret_server.audits as audits\n"
+        "found = pkgutil.walk_packages(audits.__path__, 'interpret_server.audits.')\n"
+        "names = [item.name for item in found]\n"
+        "[importlib.import_module(name) for name in names]\n"
+        "heavy = {'torch', 'onnx', 'matplotlib', 'scipy', 'pyarrow'} & sys.modules.keys()\n"
+        "print(len(names) > 15, *sorted(heavy))\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["True"]
