@@ -69,13 +69,16 @@ class Attacked:
     warnings: tuple[tuple[str, tuple[int, ...]], ...]
 
 
-async def answers(worker: Worker, model: ModelInfo, rows: Given | Rows) -> Answers:
+async def answers(worker: Worker, model: ModelInfo, rows: Given | Rows, seed: int = 0) -> Answers:
     """The answers of a model's file, run by onnxruntime, torch.jit or torch.export.
+
+    Args:
+        seed: for networks that draw random numbers from torch.
 
     Raises:
         FailedPrecondition: nothing runs the file here, or it has changed.
     """
-    result = await _result(worker, _call(model, "_original", rows))
+    result = await _result(worker, _call(model, "_original", rows, seeds=(seed,)))
     scores = _array(result, "scores").astype(np.float64)
     decisions = _array(result, "classes").astype(np.int64)
     named = model.logits_from in ("argmax", "classes")

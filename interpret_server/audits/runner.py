@@ -20,6 +20,7 @@ from .records import Outcome, Rows, Sample, UnitResult, Warned, digest_of
 from .spec import MAX_SEED, AuditSpec
 from .standing import broken_at, closest, norms_of
 
+_ANOTHER = 1 << 40  # seed
 _ROUNDING = 1e-4  # of the largest score; a file that answers by chance differs by more
 
 
@@ -92,7 +93,7 @@ class UnitRunner:
         warned = {phrases.DISAGREES: found.served != found.decisions}
         if number == 0:
             at_random = "deterministic" not in self._model.capabilities
-            differ = _differ(found, await self._ask(inputs))
+            differ = _differ(found, await self._ask(inputs, seed=_ANOTHER))
             warned[phrases.ANSWERS_AT_RANDOM] = differ | at_random
         return UnitResult(
             batch=number,
@@ -159,8 +160,8 @@ class UnitRunner:
             if sample.correct and sample.row not in broken
         ]
 
-    async def _ask(self, rows: Given | Rows) -> Answers:
-        return await answers(self._worker, self._model, rows)
+    async def _ask(self, rows: Given | Rows, seed: int = 0) -> Answers:
+        return await answers(self._worker, self._model, rows, seed)
 
 
 def _samples(batch: BatchState, inputs: Rows, found: Answers) -> tuple[Sample, ...]:

@@ -53,8 +53,13 @@ class Group:
         self.steps = 0  # boundaries so far
         self.place = 0  # in the order in which groups began to wait
         self.resume = threading.Semaphore(0)
-        device = request.served.classifier.device
-        self.isolation = Isolation(device, request.precision, repeatable=request.call.alone)
+        alone = request.call.alone
+        self.isolation = Isolation(
+            request.served.classifier.device,
+            request.precision,
+            repeatable=alone,
+            seed=request.batch.seeds[0] if alone else None,
+        )
         self._offer = offer
         self._held = 0.0
         self._billed = 0.0

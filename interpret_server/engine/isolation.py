@@ -63,6 +63,8 @@ class Isolation:
         device: that the group computes on.
         precision: of its model, which decides whether CUDA devices may use TF32.
         repeatable: by deterministic kernels.
+        seed: where torch's own random state begins, for networks that draw from it; None for
+            wherever it stands.
     """
 
     def __init__(
@@ -71,8 +73,10 @@ class Isolation:
         precision: Precision = Precision.FLOAT32,
         *,
         repeatable: bool = False,
+        seed: int | None = None,
     ) -> None:
         self._device, self._precision, self._repeatable = device, precision, repeatable
+        self._seed = seed
         self._outside: Ambient | None = None
         self._settings = ExitStack()
 
@@ -81,6 +85,8 @@ class Isolation:
         """On leaving, the process-wide state and this thread's grad mode are as before."""
         self._outside = Ambient.capture(self._device)
         self._set()
+        if self._seed is not None:
+            torch.manual_seed(self._seed)
         try:
             with torch.enable_grad():
                 yield

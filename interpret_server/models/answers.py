@@ -67,7 +67,9 @@ class FileAnswers:
         Raises:
             FailedPrecondition: the file is gone or has changed, or nothing here runs it.
         """
-        self._original = self._original or self._open()
+        if self._original is None:
+            with torch.random.fork_rng(devices=()):  # whether it is open may not show in answers
+                self._original = self._open()
         return read_answers(
             self._original.output(self._index, self._at_once)(rows), self._source, self._classes
         )

@@ -197,8 +197,11 @@ async def test_a_file_that_answers_at_random_is_reported(tmp_path):
 
     images, labels = samples(Net(), 4)
     async with working(save(Noisy(), tmp_path / "net.pt")) as (worker, model):
-        run = Run(worker, model, asking("fgsm", threats=LINF), images, labels)
+        run = Run(worker, model, asking("pgd", threats=LINF), images, labels)
         done = await run.step(Unit(0, 0))
+        assert alike(done, await run.step(Unit(0, 0)))
+        run.results.append(done)
+        assert alike(await run.step(Unit(0, 1)), await run.step(Unit(0, 1)))
     assert {item.message for item in done.warnings} >= {phrases.ANSWERS_AT_RANDOM}
     assert "deterministic" not in model.capabilities
 

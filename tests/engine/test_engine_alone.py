@@ -1,6 +1,7 @@
 """Calls that run as exactly their own batch."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 import torch
@@ -170,3 +171,18 @@ async def test_short_calls_run_between_the_steps_of_a_call_that_runs_alone():
         walk.go.set()
         await asyncio.gather(task, *short)
     assert steps[0] < 50
+
+
+async def test_networks_that_draw_numbers_draw_the_same_in_every_call_that_runs_alone():
+    def draw(model, batch, job):
+        drawn = [torch.rand_like(batch.inputs) for _ in job.track(2)]
+        return torch.stack(drawn).sum(0)
+
+    async with serving(Act(draw)) as worker:
+        call = calling("act", rows(0.25, 0.5), seeds=(7,), alone=True)
+        before = torch.get_rng_state()
+        first, second = [await result(worker, call) for _ in range(2)]
+        other = await result(worker, replace(call, seeds=(8,)))
+        assert torch.equal(torch.get_rng_state(), before)
+    drawn = [bytes(item.tensors["images"].data) for item in (first, second, other)]
+    assert drawn[0] == drawn[1] != drawn[2]

@@ -201,8 +201,10 @@ class Plans:
             rows = example()
             if isinstance(self.body, InGroups):
                 rows = rows[torch.arange(self.body.size, device=rows.device) % len(rows)]
+            devices = (rows.device,) if rows.is_cuda else ()
             try:
-                self._observed = observe(self._graph, rows)
+                with torch.random.fork_rng(devices):  # a network may draw random numbers
+                    self._observed = observe(self._graph, rows)
             except Exception:  # a foreign program may raise anything
                 _log.info("a network does not take its neutral input, so nothing is folded")
                 self._observed = {}
