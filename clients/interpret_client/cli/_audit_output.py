@@ -66,11 +66,10 @@ def read_outcome(run: AuditRun, output: Path | None, *, overwrite: bool) -> Outc
     return Outcome(run.audit, json.loads((output / "report.json").read_bytes()), output)
 
 
-@contextmanager
-def followed(*, quiet: bool) -> Iterator[Callable[[Audit], None]]:
-    """A progress bar, and what moves it."""
+def progress_bar(*, quiet: bool) -> Progress:
+    """A bar on a terminal, with its field `found` in words; nothing where there is none."""
     screen = console(stderr=True)
-    progress = Progress(
+    return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
@@ -80,7 +79,12 @@ def followed(*, quiet: bool) -> Iterator[Callable[[Audit], None]]:
         disable=quiet or not screen.is_terminal,
         transient=True,
     )
-    with progress:
+
+
+@contextmanager
+def followed(*, quiet: bool) -> Iterator[Callable[[Audit], None]]:
+    """A progress bar, and what moves it."""
+    with progress_bar(quiet=quiet) as progress:
         task = progress.add_task("queued", total=None, found="")
 
         def update(audit: Audit) -> None:

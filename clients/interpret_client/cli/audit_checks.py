@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ._audit_output import BELOW
+from ._audit_output import BELOW, progress_bar
 from ._options import Settings, connection_options
 from ._output import console, print_json, printable, table
 
@@ -66,21 +65,12 @@ def replay(
     does not hold.
     """
     settings = context.ensure_object(Settings)
-    progress = Progress(
-        TextColumn("Replaying"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=console(stderr=True),
-        disable=settings.json,
-        transient=True,
-    )
     with ExitStack() as fetched:
         folder = _bundle(settings, report, fetched)
-        with _refusals(), progress:
+        with _refusals(), progress_bar(quiet=settings.json) as progress:
             from interpret_server.audits.replay import replay as replayed
 
-            task = progress.add_task("", total=None)
+            task = progress.add_task("replaying", total=None, found="")
             found = asyncio.run(
                 replayed(
                     folder,
