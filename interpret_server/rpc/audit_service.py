@@ -14,7 +14,7 @@ from interpret_api.v1 import audit_service_pb2_grpc
 from ..audits.ingest import DataChunk, StoredSet
 from ..audits.records import Audit, State
 from ..audits.spec import AuditSpec
-from ..errors import DeadlineExceeded, FailedPrecondition, InvalidRequest, Overloaded
+from ..errors import DeadlineExceeded, FailedPrecondition, InvalidRequest, Overloaded, Unavailable
 from . import audit_codec as codec
 from .codec import required
 from .names import Names
@@ -61,6 +61,7 @@ class AuditDesk:
         self._make = make
         self._audits: Audits | None = None
         self._opening = asyncio.Lock()
+        self._closed = False
 
     async def audits(self) -> Audits:
         """The audits, which go on with what an earlier server left.
@@ -71,6 +72,8 @@ class AuditDesk:
         if self._make is None:
             raise FailedPrecondition("the server keeps no audits; start it with --audit-root")
         async with self._opening:
+            if self._closed:
+                raise Unavailable("the server is shutting down")
             if self._audits is None:
                 audits = await asyncio.to_thread(self._make)  # which imports the database's library
                 await audits.start()
@@ -79,6 +82,8 @@ class AuditDesk:
 
     async def close(self, grace: float) -> None:
         """Stop; the next server goes on."""
+        async with self._opening:
+            self._closed = True
         if self._audits is not None:
             await self._audits.close(grace)
 

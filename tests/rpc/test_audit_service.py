@@ -4,14 +4,14 @@ import asyncio
 import hashlib
 import json
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from pathlib import Path
 
 import grpc
 import numpy as np
 import pytest
 from failures import failure_of
-from fake_audit_server import LONG, MODEL, FakeAudits, OneModel, serve_audits, until
+from fake_audit_server import LONG, FakeAudits, OneModel, serve_audits, until
 from grpc import StatusCode
 
 from interpret_api.v1 import audit_service_pb2 as pb
@@ -19,7 +19,9 @@ from interpret_api.v1 import types_pb2 as types
 from interpret_api.v1.audit_service_pb2_grpc import AuditServiceStub
 from interpret_server.audits.ingest import StoredSet
 from interpret_server.audits.records import State
-from interpret_server.errors import FailedPrecondition
+from interpret_server.errors import FailedPrecondition, Unavailable
+from interpret_server.rpc.audit_service import AuditDesk, AuditServicer
+from interpret_server.rpc.names import Names
 from interpret_server.rpc.server import Server
 from interpret_server.testing.server import serve
 
@@ -519,10 +521,37 @@ def test_audits_are_opened_once_when_first_needed(audits: FakeAudits) -> None:
     assert audits.closed
 
 
-def test_the_model_of_an_audit_goes_by_its_own_name(
-    stub: AuditServiceStub, audits: FakeAudits
-) -> None:
-    assert audits.get(created(stub).id).spec.model == MODEL.name
+async def test_the_model_of_an_audit_goes_by_its_own_name(audits: FakeAudits) -> None:
+    worker: object = OneModel()
+    names = Names(worker)
+    names.publish("stable", {"stable": "net"})
+    servicer = AuditServicer(AuditDesk(lambda: audits), names, LONG)
+
+    async def messages() -> AsyncIterator[pb.CreateAuditRequest]:
+        yield asked(pb.AuditSpec(model="stable", threats=[THREAT]))
+        yield rows()
+
+    answer = await servicer.CreateAudit(messages(), None)
+    assert answer.audit.spec.model == audits.get(answer.audit.id).spec.model == "net"
+
+
+async def test_a_desk_that_is_closed_opens_nothing(audits: FakeAudits) -> None:
+    starting, start = asyncio.Event(), audits.start
+
+    async def slowly() -> None:
+        starting.set()
+        await asyncio.sleep(0)
+        await start()
+
+    audits.start = slowly
+    desk = AuditDesk(lambda: audits)
+    opening = asyncio.create_task(desk.audits())
+    await starting.wait()
+    await desk.close(0)
+    assert await opening is audits
+    assert audits.closed
+    with pytest.raises(Unavailable):
+        await desk.audits()
 
 
 def test_audits_that_cannot_be_opened_are_tried_again(audits: FakeAudits) -> None:
