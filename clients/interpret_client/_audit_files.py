@@ -11,6 +11,9 @@ from typing import BinaryIO
 
 from .errors import ServerError
 
+_PARTS = ("report.html", "report.json", "samples.csv", "outcomes.csv")
+_FOLDERS = ("inputs", "examples", "model")
+
 
 class Destination:
     """A report on its way to a file, or a bundle on its way to a folder.
@@ -60,7 +63,7 @@ class Destination:
 
 
 def unpack(archive: BinaryIO, folder: Path) -> None:
-    """Unpack a bundle, without the folder that all of it lies in; nothing is written elsewhere.
+    """Unpack a bundle in place of an earlier one, without the folder that all of it lies in.
 
     Raises:
         ServerError: it is no zip file, or a member would lie outside; nothing is written then.
@@ -72,12 +75,24 @@ def unpack(archive: BinaryIO, folder: Path) -> None:
             top = "".join(heads.pop()) if len(heads) == 1 else ""
             top = top if top.endswith("/") else ""
             places = [_place(item, item.filename.removeprefix(top), folder) for item in members]
+            _clear(folder)
             for item, place in zip(members, places, strict=True):
                 place.parent.mkdir(parents=True, exist_ok=True)
                 with bundle.open(item) as source, place.open("wb") as target:
                     shutil.copyfileobj(source, target)
     except (zipfile.BadZipFile, EOFError) as error:
         raise ServerError(f"the server sent a bundle that is no zip file ({error})") from error
+
+
+def _clear(folder: Path) -> None:
+    """Remove an earlier report, of which the new one may lack files."""
+    if not (folder / "report.json").is_file():
+        return
+    for path in (folder / name for name in (*_PARTS, *_FOLDERS)):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _place(item: zipfile.ZipInfo, name: str, folder: Path) -> Path:

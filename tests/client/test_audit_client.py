@@ -350,7 +350,12 @@ def test_a_bundle_is_kept_or_unpacked(
     assert {name: file.read_bytes() for name, file in files.items()} == BUNDLE
     with pytest.raises(FileExistsError):
         run.report("bundle", folder)
+    for name in ("examples/000000-001.npy", "inputs/000001.npy", "mine/notes.txt"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"earlier")
     assert run.report("bundle", folder, overwrite=True) == folder
+    left = {item.relative_to(folder).as_posix() for item in folder.rglob("*.*")}
+    assert left == {*BUNDLE, "mine/notes.txt"}
 
 
 @pytest.mark.parametrize("name", ["../out", "/out", "a/../../out", "C:\\out", "a\\..\\out", ".."])
