@@ -11,8 +11,9 @@ from typing import BinaryIO
 
 from .errors import ServerError
 
-_PARTS = ("report.html", "report.json", "samples.csv", "outcomes.csv")
-_FOLDERS = ("inputs", "examples", "model")
+_BUNDLE = (
+    "report.html", "report.json", "samples.csv", "outcomes.csv", "inputs", "examples", "model"
+)  # fmt: skip
 
 
 class Destination:
@@ -88,7 +89,7 @@ def _clear(folder: Path) -> None:
     """Remove an earlier report, of which the new one may lack files."""
     if not (folder / "report.json").is_file():
         return
-    for path in (folder / name for name in (*_PARTS, *_FOLDERS)):
+    for path in (folder / name for name in _BUNDLE):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
