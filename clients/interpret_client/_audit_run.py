@@ -16,17 +16,14 @@ if TYPE_CHECKING:
     from ._sync import Client
 
 
-class AuditRun:
-    """An audit on a server, where it goes on whether anybody waits for it or not.
-
-    Made by `Client.audit`, `audits` and `get_audit`.
+class AuditHandle:
+    """What both clients' handles of an audit share.
 
     Attributes:
         audit: how it stood when the server was last asked.
     """
 
-    def __init__(self, client: "Client", audit: Audit) -> None:
-        self._client = client
+    def __init__(self, audit: Audit) -> None:
         self.audit = audit
 
     @property
@@ -35,7 +32,23 @@ class AuditRun:
         return self.audit.id
 
     def __repr__(self) -> str:
-        return f"<AuditRun {self.id} of {self.audit.spec['model']}: {self.audit.state}>"
+        kind, model = type(self).__name__, self.audit.spec["model"]
+        return f"<{kind} {self.id} of {model}: {self.audit.state}>"
+
+    def _heard(self, audit: Audit) -> Audit:
+        self.audit = audit
+        return audit
+
+
+class AuditRun(AuditHandle):
+    """An audit on a server, where it goes on whether anybody waits for it or not.
+
+    Made by `Client.audit`, `audits` and `get_audit`.
+    """
+
+    def __init__(self, client: "Client", audit: Audit) -> None:
+        super().__init__(audit)
+        self._client = client
 
     def status(self) -> Audit:
         """How it stands now. Raises NotFound once it is deleted."""
@@ -149,10 +162,6 @@ class AuditRun:
         for message in self._client._follow(calls.report(self.id, form)):
             download.add(message)
         download.finish()
-
-    def _heard(self, audit: Audit) -> Audit:
-        self.audit = audit
-        return audit
 
 
 def finished(audit: Audit) -> Audit:

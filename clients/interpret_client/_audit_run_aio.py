@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, BinaryIO, overload
 
 from . import _audit_calls as calls
 from ._audit_files import Destination
-from ._audit_run import finished, still_running
+from ._audit_run import AuditHandle, AuditRun, finished, still_running
 from .audits import Audit
 from .errors import DeadlineExceeded, ServerError, Unavailable
 
@@ -18,29 +18,14 @@ if TYPE_CHECKING:
     from .aio import AsyncClient
 
 
-class AsyncAuditRun:
-    """An audit on a server, where it goes on whether anybody waits for it or not.
-
-    Made by `AsyncClient.audit`, `audits` and `get_audit`.
-
-    Attributes:
-        audit: how it stood when the server was last asked.
-    """
+class AsyncAuditRun(AuditHandle):
+    """As `AuditRun`, for `AsyncClient`: the same methods, to be awaited."""
 
     def __init__(self, client: "AsyncClient", audit: Audit) -> None:
+        super().__init__(audit)
         self._client = client
-        self.audit = audit
-
-    @property
-    def id(self) -> str:
-        """Unique on the server."""
-        return self.audit.id
-
-    def __repr__(self) -> str:
-        return f"<AsyncAuditRun {self.id} of {self.audit.spec['model']}: {self.audit.state}>"
 
     async def status(self) -> Audit:
-        """How it stands now. Raises NotFound once it is deleted."""
         return self._heard(await self._client._perform(calls.get_audit(self.id)))
 
     async def watch(
@@ -48,18 +33,6 @@ class AsyncAuditRun:
         *,
         timeout: float | None = None,  # noqa: ASYNC109
     ) -> AsyncGenerator[Audit, None]:
-        """How it stands, then again at every change, until nothing more happens.
-
-        A server that goes away meanwhile is waited for, a minute at most.
-
-        Args:
-            timeout: seconds in all; None for no limit, whatever the client's own is.
-
-        Raises:
-            NotFound: it was deleted.
-            DeadlineExceeded: the time is up; the audit goes on.
-            Unavailable: the server did not come back.
-        """
         patience, last = calls.Patience(timeout), None
         while True:
             try:
@@ -82,18 +55,6 @@ class AsyncAuditRun:
         progress: Callable[[Audit], object] | None = None,
         timeout: float | None = None,  # noqa: ASYNC109
     ) -> Audit:
-        """Wait until it is finished.
-
-        Args:
-            progress: is told how it stands whenever that changes.
-            timeout: seconds; None for no limit.
-
-        Raises:
-            FailedPrecondition: it failed; the message says why.
-            Cancelled: somebody cancelled it.
-            DeadlineExceeded: the time is up; the audit goes on.
-            NotFound, Unavailable: as `watch`.
-        """
         try:
             async with aclosing(self.watch(timeout=timeout)) as audits:
                 async for audit in audits:
@@ -104,15 +65,12 @@ class AsyncAuditRun:
         return finished(self.audit)
 
     async def cancel(self) -> Audit:
-        """Stop it; what is finished of it stays."""
         return self._heard(await self._client._perform(calls.cancel(self.id)))
 
     async def resume(self) -> Audit:
-        """Go on with it after it was cancelled or has failed. Raises FailedPrecondition."""
         return self._heard(await self._client._perform(calls.resume(self.id)))
 
     async def delete(self) -> None:
-        """Have the server forget it with everything that is stored of it."""
         await self._client._perform(calls.delete(self.id))
 
     @overload
@@ -128,22 +86,6 @@ class AsyncAuditRun:
         *,
         overwrite: bool = False,
     ) -> bytes | Path:
-        """What it found.
-
-        Args:
-            form: `html` (one self-contained page), `json`, `csv` or `parquet` (a line for every
-                sample), or `bundle` (all of it with samples, adversarial examples and the model).
-            path: of the file to write. A bundle is unpacked into a folder of that name, unless it
-                ends in `.zip`.
-            overwrite: replace files that are there.
-
-        Returns:
-            The path, or the file's bytes where there is none.
-
-        Raises:
-            FailedPrecondition: it is not finished.
-            FileExistsError: there are files, which may not be replaced.
-        """
         if path is None:
             sink = io.BytesIO()
             await self._fetch(form, sink)
@@ -163,6 +105,6 @@ class AsyncAuditRun:
                 await asyncio.to_thread(download.add, message)
         download.finish()
 
-    def _heard(self, audit: Audit) -> Audit:
-        self.audit = audit
-        return audit
+
+for _name in ("status", "watch", "wait", "cancel", "resume", "delete", "report"):
+    getattr(AsyncAuditRun, _name).__doc__ = getattr(AuditRun, _name).__doc__
