@@ -35,7 +35,7 @@ class Folders:
             FailedPrecondition: it cannot be made or written, or another server has it.
         """
         try:
-            self.root.mkdir(parents=True, exist_ok=True)
+            self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
             lock = os.open(self.root / _LOCK, os.O_CREAT | os.O_RDWR, 0o600)
         except OSError as error:
             raise FailedPrecondition(

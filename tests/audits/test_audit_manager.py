@@ -504,8 +504,9 @@ async def test_reports_come_in_every_form_and_again_when_they_are_lost(
     await audits.close(0.0)
 
 
-async def test_a_folder_belongs_to_one_server(sqlite_bench: Bench):
+async def test_a_folder_belongs_to_one_server_and_its_user(sqlite_bench: Bench):
     audits = await sqlite_bench.serve()
+    assert sqlite_bench.root.stat().st_mode & 0o777 == 0o700
     with pytest.raises(FailedPrecondition, match="audit_root: another server"):
         await sqlite_bench.serve()
     await sqlite_bench.close(audits)

@@ -119,6 +119,7 @@ def same_reports(one: Path, other: Path) -> None:
     assert lasting[0] == lasting[1]
 
 
+@pytest.mark.timeout(600)
 def test_an_audit_survives_any_number_of_kills(tmp_path: Path, zygote: Zygote):
     whole, torn = tmp_path / "whole", tmp_path / "torn"
     for root in (whole, torn):
@@ -178,6 +179,7 @@ def served(folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
         ready.unlink(missing_ok=True)
 
 
+@pytest.mark.timeout(900)
 def test_an_audit_survives_kills_of_a_server_with_its_workers(tmp_path: Path):
     make_files(tmp_path)
     root, drawn = tmp_path / "audits", random.Random(1)
