@@ -54,7 +54,7 @@ def encode_spec(
     except (TypeError, ValueError) as error:
         if isinstance(error, InvalidRequest):
             raise
-        raise InvalidRequest(f"an argument is of the wrong type: {error}") from error
+        raise InvalidRequest(f"an argument cannot be sent: {error}") from error
 
 
 def _number(word: str, enum: Any, prefix: str, field: str) -> Any:

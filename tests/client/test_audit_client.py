@@ -186,9 +186,10 @@ def test_a_wrong_argument_is_named(
     assert not audits.list()
 
 
-def test_an_argument_of_another_type_is_refused(client: Client) -> None:
-    with pytest.raises(InvalidRequest):
-        client.audit("net", dataset="a", epsilon=0.1, seed="three")
+@pytest.mark.parametrize("given", [{"seed": "three"}, {"seed": -1}, {"title": 7}])
+def test_an_argument_that_cannot_be_sent_is_refused(client: Client, given: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequest, match="an argument cannot be sent"):
+        client.audit("net", dataset="a", epsilon=0.1, **given)
 
 
 def test_what_is_known_of_an_audit(client: Client, run: AuditRun, audits: FakeAudits) -> None:
