@@ -10,7 +10,6 @@ import itertools
 import logging
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import AsyncGenerator, Coroutine, Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ from ..roles import check_roles, check_second
 from .connection import Connection
 from .keeper import Keeper, Patience, Source
 from .nursery import Limits, Nursery, NurseryError
+from .scratch import Scratch
 from .sets import Sets
 from .turns import Turns
 
@@ -66,7 +66,7 @@ class Fleet:
         self._ready = asyncio.Event()  # the nursery runs
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
-        self._folder: Path | None = None  # of files that must outlive the call that brought them
+        self._scratch: Scratch | None = None  # for files that outlive the calls that brought them
         self._numbers = itertools.count(1)
 
     async def start(self) -> None:
@@ -108,9 +108,9 @@ class Fleet:
         self._check_open()
         check_name(name, loading=self._loading, loaded=self._keepers, replace=replace)
         self._loading.add(name)
-        if self._folder is None:
-            self._folder = Path(tempfile.mkdtemp(prefix="interpret-server-"))
-        folder = self._folder / str(next(self._numbers))
+        if self._scratch is None:
+            self._scratch = Scratch()
+        folder = self._scratch.folder / str(next(self._numbers))
         try:
             source = await asyncio.to_thread(
                 _kept, Source(path, manifest, samples, name=name), folder
@@ -192,8 +192,8 @@ class Fleet:
         self._keepers.clear()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._nursery.close()
-        if self._folder is not None:
-            await asyncio.to_thread(shutil.rmtree, self._folder, True)
+        if self._scratch is not None:
+            await asyncio.to_thread(self._scratch.remove)
 
     def process_ids(self) -> dict[str, list[int]]:
         """Of every model's workers; those of a set under the names of its models, `a + b`."""
