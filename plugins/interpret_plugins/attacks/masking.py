@@ -7,6 +7,7 @@ Source: Athalye, Carlini & Wagner 2018, "Obfuscated Gradients Give a False Sense
 section 2 (shattered, stochastic and vanishing gradients).
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -50,10 +51,10 @@ _RANDOM = (
 
 _NEARBY = 3  # random points of the region
 _AWAY = 0.05  # how far from the input gradients are judged, as a share of the way to random points
-# Directions, and the length of their values as a share of the bounds' width. Those rows that look
-# misled are looked at again; what an ordinary network shows by chance, it does not show every time.
-_LOOKS = ((2, 1e-3), (4, 3e-4), (4, 1e-4))
-_TOLERANCE = 0.3  # of what the gradient says, and of its size
+# Points, and the L2 length of the step from each to both sides, as a share of the bounds' width.
+# Rows that look misled at the first point are looked at again and closer, at many.
+_LOOKS = ((1, 8e-3), (8, 4e-3))
+_TOLERANCE = 0.1  # share of its size by which what a gradient says may be off
 _CERTAIN = 87.0  # logits between two classes: e^-87 is about the smallest normal float32 number
 _UNITS = 32  # of rounding that a logit may be off by
 _STREAM = 7_000_000  # of random numbers, which no attack draws from
@@ -133,30 +134,30 @@ def _changes_nearby(attempt: "Attempt", rows: Tensor) -> Tensor:
 
 
 def _misled(attempt: "Attempt", rows: Tensor, look: int) -> Tensor:
-    """Of `rows`, those whose loss changes along random directions otherwise than by its gradient.
+    """Of `rows`, those whose loss mostly changes otherwise than by its gradient.
 
-    By central differences, near the input: not at it, since inputs may lie where a network has a
-    kink in every direction, such as all black.
+    By central differences along a random direction, from each of a few random points near the
+    input: not at it, since inputs may lie where a network has a kink in every direction, such as
+    all black; and not at a single one, which may lie at a kink too.
     """
     model, goal, inputs = attempt.judge, _odds(attempt, rows), attempt.batch.inputs[rows]
     seeds = [attempt.batch.seeds[row] for row in rows.tolist()]
-    directions, length = _LOOKS[look]
     lower, upper = model.bounds
-    side, stream = length * model.scale, _STREAM + 100 * (look + 1)
-    away = lower + uniform_rows(seeds, stream, inputs) * (upper - lower)
-    x = model.carry(inputs.lerp(away, _AWAY).clamp(lower + side, upper - side), inputs)
-    gradient, logits = goal.ascend(model, x)
-    off = torch.zeros_like(attempt.margin[rows], dtype=torch.float64)
-    size = torch.zeros_like(off)
-    for number in range(1, directions + 1):
-        step = torch.where(uniform_rows(seeds, stream + number, inputs) < 0.5, -side, side)
-        ahead, behind = model.carry(x + step, inputs), model.carry(x - step, inputs)
+    points, length = _LOOKS[look]
+    side = length * model.scale / math.sqrt(inputs[0].numel())
+    off = torch.zeros_like(rows)
+    for number in range(points):
+        stream = _STREAM + 2 * (number + 1) + 100 * look
+        away = lower + uniform_rows(seeds, stream, inputs) * (upper - lower)
+        x = inputs.lerp(away, _AWAY).clamp(lower + side, upper - side)
+        step = torch.where(uniform_rows(seeds, stream + 1, inputs) < 0.5, -side, side)
+        x, ahead, behind = (model.carry(part, inputs) for part in (x, x + step, x - step))
+        gradient, logits = goal.ascend(model, x)
         with torch.no_grad():
             change = (goal.values(model(ahead)) - goal.values(model(behind))).double()
         parts = (gradient.double() * (ahead.double() - behind.double())).flatten(1)
-        told = parts.sum(1)
-        off += ((change - told).abs() - _rounding(logits)).clamp(min=0).square()
-        usual = parts.square().sum(1)  # of `told` over all directions, squared
-        size += torch.stack([change.square(), told.square(), usual]).amax(0)
-    attempt.queries[rows] += 2 + 2 * directions
-    return off > _TOLERANCE**2 * size
+        told, usual = parts.sum(1), parts.norm(dim=1)  # the latter of `told` over all directions
+        size = torch.stack([change.abs(), told.abs(), usual]).amax(0)
+        off += (change - told).abs() - _rounding(logits) > _TOLERANCE * size
+    attempt.queries[rows] += 4 * points
+    return off * 2 > points
