@@ -25,9 +25,11 @@ class Scratch:
         made.rename(self.folder / _LOCK)
 
     def remove(self) -> None:
-        """Delete it with all that it holds."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-        os.close(self._lock)
+        """Delete it with all that it holds; once."""
+        lock, self._lock = self._lock, -1
+        if lock >= 0:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            os.close(lock)
 
 
 def _sweep(parent: Path) -> None:
