@@ -113,7 +113,7 @@ def read_samples(path: Path) -> Iterator[Sample]:
         correct = cells.pop("correct")
         sample = Sample(**cells)
         if sample.correct is not correct:
-            raise _wrong(path, number, "`correct` contradicts the decision")
+            raise _wrong(path, number, f"`correct` of sample {sample.row} contradicts its decision")
         yield sample
 
 
