@@ -95,7 +95,7 @@ def test_numpy_numbers_are_written_as_numbers(tmp_path):
     [
         (b"\r\n1,1,1,true", b"\r\n1,x,1,true", r"samples.csv, line 3: label cannot be 'x'"),
         (b"\r\n1,1,1,true", b"\r\n1,1,1,yes", "line 3: correct cannot be 'yes'"),
-        (b"\r\n1,1,1,true", b"\r\n1,2,1,true", "line 3: `correct` of sample 1 contradicts its decision"),
+        (b"\r\n1,1,1,true", b"\r\n1,2,1,true", "`correct` of sample 1 contradicts its decision"),
         (b"\r\n1,1,1,true", b"\r\n1,1,1,true,5", "line 3: it has 12 cells of 11"),
         (b"row,label", b"label,row", "line 1: it must begin with the columns row, label"),
         (b"\r\n1,1,1,true", b"\r\n\xff,1,1,true", "it is no CSV in UTF-8"),
