@@ -51,6 +51,12 @@ class DecisionParams(GoalParams):
         description="Random points, at most, of which the first to reach the goal is the start "
         "where none is given.",
     )
+    stop_within: float | None = Field(
+        None,
+        gt=0,
+        description="A row is done once its nearest success lies within this distance in the norm, "
+        "in the units of the bounds; null: its queries are spent.",
+    )
 
 
 @dataclass
@@ -174,7 +180,7 @@ class ByDecisions(AnyClassifier):
         rows = len(batch)
         most = 1 + params.queries + -(-rows * params.queries // job.max_rows)
         pending = self._begin(attempt, params, job.max_rows)
-        drive(job, most, _explore(attempt, pending, job))
+        drive(job, most, _explore(attempt, pending, params.stop_within, job))
         useless = torch.zeros(rows, dtype=torch.bool)
         useless[[item.index for item in pending if item.row.useless]] = True
         if useless.any():
@@ -244,8 +250,11 @@ class _Pending:
         return True
 
 
-def _explore(attempt: MinimalAttempt, live: list[_Pending], job: Job) -> Iterator[None]:
+def _explore(
+    attempt: MinimalAttempt, pending: list[_Pending], within: float | None, job: Job
+) -> Iterator[None]:
     """All searches together, one pass of at most `job.max_rows` points a step."""
+    live = pending
     while live:
         counts = _shares([item.wanted for item in live], job.max_rows)
         asked = [(item, count) for item, count in zip(live, counts, strict=True) if count]
@@ -261,6 +270,9 @@ def _explore(attempt: MinimalAttempt, live: list[_Pending], job: Job) -> Iterato
         answers = iter(won.tolist())
         told = {item.index: [next(answers) for _ in range(count)] for item, count in asked}
         over = {item.index for item, _ in asked if not item.hear(told[item.index])}
+        if within is not None:  # also when it is moved away from the boundary at the end
+            near = attempt.distance * (1 + _AWAY) <= within
+            over |= set(torch.nonzero(near).flatten().tolist())
         live = [item for item in live if item.index not in over]
         for item in live:
             item.row.most = max(1, job.max_rows // len(live))

@@ -191,6 +191,21 @@ def test_more_queries_find_smaller_changes(plugin: Attacker, norm: str) -> None:
     assert float(many.mean()) < 0.9 * float(few.mean())
 
 
+@pytest.mark.parametrize(("plugin", "norm"), CASES)
+def test_a_row_may_stop_within_a_distance(plugin: Attacker, norm: str) -> None:
+    model, x = decisions(), torch.rand(6, 1, 8, 8)
+    labels = predicted(model, x)
+    whole = attack(plugin, model, x, labels, norm=norm, queries=600)
+    sizes = getattr(whole, f"distance_{norm}")
+    within = float(sizes.median()) * 1.2
+    early = attack(plugin, model, x, labels, norm=norm, queries=600, stop_within=within)
+    reached = getattr(early, f"distance_{norm}") <= within
+    assert torch.equal(reached, sizes <= within)
+    assert (early.queries[reached] < whole.queries[reached]).all()
+    assert torch.equal(early.adversarial[~reached], whole.adversarial[~reached])
+    assert 3 <= int(reached.sum()) < 6
+
+
 def far_class() -> Classifier:
     """Class 1 lies in a corner that random points do not reach."""
 
