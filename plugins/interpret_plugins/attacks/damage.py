@@ -37,10 +37,13 @@ CorruptionName = Literal[
     "elastic_transform",
     "pixelate",
     "jpeg_compression",
+    "spatter",
 ]
 NAMES: tuple[CorruptionName, ...] = get_args(CorruptionName)
 
 _SIDE = 224  # of the images that the constants are for
+_WATER, _MUD = (175 / 255, 238 / 255, 238 / 255), (63 / 255, 42 / 255, 20 / 255)
+_EMBOSS = ((-2, -1, 0), (-1, 1, 1), (0, 1, 2))
 
 
 def corrupt(image: Image, name: CorruptionName, severity: int, seed: int) -> Image:
@@ -273,6 +276,47 @@ def _through_jpeg(pixels: NDArray[numpy.uint8], quality: int) -> Image:
     return numpy.asarray(PIL.Image.open(file), dtype=numpy.float64) / 255
 
 
+def _relief(wet: NDArray[numpy.bool_]) -> Image:
+    """How drops `(height, width)` catch the light, which comes from a side."""
+    from scipy.ndimage import binary_erosion, correlate, distance_transform_edt, uniform_filter
+
+    edges = wet & ~binary_erosion(wet)
+    depth = (
+        distance_transform_edt(~edges).clip(max=20) if edges.any() else numpy.full(wet.shape, 20)
+    )
+    levels = uniform_filter(depth.astype(numpy.float64), 3, mode="mirror").astype(numpy.uint8)
+    counts = numpy.bincount(levels.ravel(), minlength=256).cumsum()
+    below = counts[levels.min()]
+    even = ((counts - below) / max(levels.size - below, 1) * 255).round().clip(0)[levels]
+    lit = correlate(even, numpy.array(_EMBOSS, dtype=numpy.float64), mode="mirror")
+    smooth: Image = uniform_filter(lit.clip(0, 255), 3, mode="mirror")
+    return smooth
+
+
+def _spatter(x: Image, c: tuple[float, ...], unit: float, random: numpy.random.Generator) -> Image:
+    """Drops of water, or of mud; drawn at the size that the constants are for."""
+    import PIL.Image
+
+    mean, spread, sigma, threshold, strength, muddy = c
+    size = tuple(max(1, round(side / unit)) for side in x.shape[:2])
+    liquid = _blurred(random.normal(mean, spread, size=(*size, 1)), sigma)
+    wet = liquid > threshold
+    if muddy:
+        drops = _blurred(wet.astype(numpy.float64), strength)[..., 0]
+        drops = numpy.where(drops < 0.8, 0, drops)
+    else:
+        drops = numpy.where(wet, liquid, 0)[..., 0] * _relief(wet[..., 0])
+        drops *= strength / max(float(drops.max()), 1e-12)
+    plane = PIL.Image.fromarray(drops.astype(numpy.float32))
+    plane = plane.resize(x.shape[1::-1], PIL.Image.Resampling.BOX)
+    share = numpy.asarray(plane, dtype=numpy.float64)[..., None]
+    colour = numpy.array(_MUD if muddy else _WATER)
+    colour = colour if x.shape[2] == 3 else colour.mean(keepdims=True)
+    kept = 1 - share if muddy else 1.0
+    spattered: Image = x * kept + share * colour
+    return spattered
+
+
 _CORRUPTIONS: Mapping[CorruptionName, _Corruption] = {
     "gaussian_noise": _Corruption(_gaussian_noise, (0.08, 0.12, 0.18, 0.26, 0.38)),
     "shot_noise": _Corruption(_shot_noise, (60, 25, 12, 5, 3)),
@@ -308,4 +352,14 @@ _CORRUPTIONS: Mapping[CorruptionName, _Corruption] = {
     ),
     "pixelate": _Corruption(_pixelate, (0.6, 0.5, 0.4, 0.3, 0.25)),
     "jpeg_compression": _Corruption(_jpeg_compression, (25, 18, 15, 10, 7)),
+    "spatter": _Corruption(
+        _spatter,
+        (
+            (0.65, 0.3, 4, 0.69, 0.6, 0),
+            (0.65, 0.3, 3, 0.68, 0.6, 0),
+            (0.65, 0.3, 2, 0.68, 0.5, 0),
+            (0.65, 0.3, 1, 0.65, 1.5, 1),
+            (0.67, 0.4, 1, 0.65, 1.5, 1),
+        ),
+    ),
 }

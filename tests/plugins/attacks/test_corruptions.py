@@ -49,13 +49,22 @@ def test_any_image_is_changed_alike_for_a_seed(
     # Grey has no saturation, and blurs of few pixels are slight.
     if (shape[2] > 1 or name != "saturate") and min(shape[:2]) > 9:
         assert numpy.abs(found - image).mean() > 0.003
-    random = "noise" in name or name in ("glass_blur", "snow", "frost", "fog", "elastic_transform")
+    drawn = ("glass_blur", "snow", "frost", "fog", "elastic_transform", "spatter")
+    random = "noise" in name or name in drawn
     if random:
         assert not numpy.array_equal(found, corrupt(image, name, 5, 8))
 
 
 # Of the others the published constants do not grow in one direction.
-GROWING = set(NAMES) - {"saturate", "elastic_transform", "snow", "glass_blur", "frost", "fog"}
+GROWING = set(NAMES) - {
+    "saturate",
+    "elastic_transform",
+    "snow",
+    "glass_blur",
+    "frost",
+    "fog",
+    "spatter",
+}
 
 
 @pytest.mark.parametrize("name", sorted(GROWING))
@@ -91,6 +100,25 @@ def test_brightness_and_saturation_are_those_of_hsv() -> None:
     for name, expected in (("brightness", lighter), ("saturate", richer)):
         found = corrupt(image, name, 3, 0)
         numpy.testing.assert_allclose(found, color.hsv2rgb(expected), atol=1e-9)
+
+
+def test_spatter_is_pale_water_and_then_brown_mud() -> None:
+    image = numpy.full((112, 112, 3), 0.3)
+    for severity, covered in ((1, 0.03), (2, 0.14), (3, 0.20)):
+        change = corrupt(image, "spatter", severity, 0) - image
+        assert change.min() >= -1e-9  # light is added, of one colour
+        drops = change[change[..., 1] > 1e-3]
+        numpy.testing.assert_allclose(drops[:, 0] / drops[:, 1], 175 / 238, rtol=1e-6)
+        assert 0.2 * covered < len(drops) / 112**2 < 4 * covered
+    image += 0.2
+    for severity in (4, 5):
+        found = corrupt(image, "spatter", severity, 0)
+        assert (found <= image + 1e-9).all()
+        share = (0.5 - found) / (0.5 - numpy.array([63, 42, 20]) / 255)
+        numpy.testing.assert_allclose(share[..., 0], share[..., 2], atol=1e-6)
+        assert 0.05 < (share[..., 0] > 0.5).mean() < 0.8
+    grey = corrupt(image[..., :1], "spatter", 5, 0)
+    assert grey.shape == (112, 112, 1)
 
 
 def test_contrast_and_pixelation_are_means() -> None:
