@@ -58,11 +58,11 @@ class Corruptions(Unlimited, AnyClassifier, Plugin[CorruptionsParams, Corruption
     (snow, frost, fog, brightness, spatter) and digital faults (contrast, saturation, elastic
     transform, pixelation, JPEG), with the published constants of five severities. Every corruption
     asked for is tried on every row; `adversarial` is the corrupted image with the largest margin
-    away from the target, and `success` whether it has left it. Lengths in pixels are scaled by the image's
-    shorter side over 224; what has one channel stays grey. Frost is drawn, where the original adds
-    photographs of it, glass blur draws pixels from their surroundings rather than swapping them,
-    and drops of spatter are shaded from their own outlines rather than from detected edges. A
-    corruption comes from the row's seed.
+    away from the target, and `success` whether it has left it. Lengths in pixels are scaled by the
+    image's shorter side over 224; what has one channel stays grey. Frost is drawn, where the
+    original adds photographs of it, glass blur draws pixels from their surroundings rather than
+    swapping them, and drops of spatter are shaded from their own outlines rather than from detected
+    edges. A corruption comes from the row's seed.
 
     Source: Hendrycks & Dietterich 2019, "Benchmarking Neural Network Robustness to Common
     Corruptions and Perturbations", section 4.
