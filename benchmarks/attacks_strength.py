@@ -79,6 +79,11 @@ def _steps(steps: int, size: float) -> dict[str, Any]:
     return {"steps": steps, "step_size": size}
 
 
+_ROUNDS = {"steps": 100, "rounds": 5, "initial_constant": 10.0, "abort_early": False}
+_FOOLBOX_ROUNDS = {
+    "steps": 100, "binary_search_steps": 5, "initial_const": 10.0, "abort_early": False,
+}  # fmt: skip
+
 CASES = [
     Case("fgsm", "linf", {
         "foolbox": foolbox("LinfFastGradientAttack", 0.1),
@@ -100,9 +105,9 @@ CASES = [
         "torchattacks": torchattacks("PGD", eps=0.3, alpha=0.01, steps=40),
     }, _steps(40, 0.01), 0.3, "robust", 200),
     Case("pgd", "l2", {
-        "foolbox": foolbox("L2PGD", 1.5, abs_stepsize=0.1, steps=40),
-        "torchattacks": torchattacks("PGDL2", eps=1.5, alpha=0.1, steps=40),
-    }, _steps(40, 0.1), 1.5),
+        "foolbox": foolbox("L2PGD", 1.5, abs_stepsize=0.1, steps=40, random_start=False),
+        "torchattacks": torchattacks("PGDL2", eps=1.5, alpha=0.1, steps=40, random_start=False),
+    }, _steps(40, 0.1) | {"random_start": False}, 1.5),
     Case("pgd", "l1", {
         "foolbox": foolbox("SparseL1DescentAttack", 10.0, abs_stepsize=1.0, steps=40),
     }, _steps(40, 1.0), 10.0),
@@ -128,19 +133,15 @@ CASES = [
         "foolbox": foolbox("LinfDeepFoolAttack", steps=50, candidates=10),
     }, rows=40),
     Case("fab", "linf", {
-        "torchattacks": torchattacks("FAB", eps=1.0, steps=30, n_classes=10),
-    }, {"steps": 30}, rows=40),
+        "torchattacks": torchattacks("FAB", eps=1.0, steps=100, n_classes=10),
+    }, rows=40),
     Case("ddn", "l2", {"foolbox": foolbox("DDNAttack", steps=100)}, rows=40),
     Case("carlini_wagner", "l2", {
-        "foolbox": foolbox(
-            "L2CarliniWagnerAttack", steps=100, binary_search_steps=5, initial_const=1.0
-        ),
-    }, {"steps": 100, "rounds": 5, "initial_constant": 1.0}, rows=20),
+        "foolbox": foolbox("L2CarliniWagnerAttack", **_FOOLBOX_ROUNDS, stepsize=0.1),
+    }, {**_ROUNDS, "learning_rate": 0.1}, rows=20),
     Case("ead", "l1", {
-        "foolbox": foolbox(
-            "EADAttack", steps=100, binary_search_steps=5, initial_const=1.0, decision_rule="L1"
-        ),
-    }, {"steps": 100, "rounds": 5, "initial_constant": 1.0, "rule": "l1"}, rows=20),
+        "foolbox": foolbox("EADAttack", **_FOOLBOX_ROUNDS, decision_rule="L1"),
+    }, {**_ROUNDS, "rule": "l1"}, rows=20),
     Case("jsma", "l0", {
         "torchattacks": torchattacks("JSMA", theta=1.0, gamma=0.5),
     }, {"targeted": True, "gamma": 0.5}, rows=16, next_class=True),

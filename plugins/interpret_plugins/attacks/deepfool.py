@@ -9,9 +9,12 @@ from pydantic import Field
 from interpret_server.plugin import Batch, Classifier, Job, Plugin
 
 from .attack import Attack, AttackResult, Attempt, GoalParams, drive
-from .hyperplanes import reach
 from .minimal import MinimalAttempt, Unlimited
-from .planes import candidates, nearest_plane
+from .norms import per_row
+from .planes import candidates, dual_size, nearest_plane
+
+_TINY = 1e-30
+_BEYOND = 1e-3  # that a step goes further, as a share of the way so far: or it never arrives
 
 
 class DeepFoolParams(GoalParams):
@@ -28,10 +31,10 @@ class DeepFoolParams(GoalParams):
 class DeepFool(Unlimited, Attack, Plugin[DeepFoolParams, AttackResult]):
     """Steps onto the nearest linearised boundary until the class changes.
 
-    `x_{i+1} = x_i + r_i`, where `r_i` is the smallest step onto the hyperplane of the nearest of
-    the boundaries to `classes` other classes within the bounds; what is tried is `x + (1 +
-    overshoot) sum r_i`, clipped to the bounds. A row stops at its first success. A row that is
-    misclassified to begin with is returned unchanged.
+    `x_{i+1} = x + (1 + overshoot) sum_{j <= i} r_j`, clipped to the bounds, where `r_i` is the
+    smallest step from `x_i` onto the hyperplane of the nearest of the boundaries to `classes` other
+    classes. What the bounds take away, later steps make up for. A row stops at its first success. A
+    row that is misclassified to begin with is returned unchanged.
 
     Source: Moosavi-Dezfooli, Fawzi & Frossard 2016, "DeepFool: a simple and accurate method to
     fool deep neural networks", section 3.2 and algorithm 2; other norms: section 3.3.
@@ -52,20 +55,22 @@ def _steps(attempt: Attempt, params: DeepFoolParams) -> Iterator[None]:
     attempt.follow(rows)
     others = candidates(attempt.logits, attempt.goal.labels, params.classes)
     x = attempt.best[rows]
+    total, everywhere = torch.zeros_like(x), torch.ones_like(x, dtype=torch.bool)
     for _ in range(params.steps):
         if not len(rows):
             return
         region, goal = attempt.region.take(rows), attempt.goal.take(rows)
-        ones = torch.ones_like(x)
-        plane = nearest_plane(model, x, goal, others[rows], region.norm, ones)
+        norm, ones = region.norm, torch.ones_like(x)
+        plane = nearest_plane(model, x, goal, others[rows], norm, ones)
         attempt.saw(rows, plane.normal)
-        x = reach(params.norm, x, plane.normal, -plane.value, region.lower, region.upper)
-        beyond = region.centre + (1 + params.overshoot) * (x - region.centre)
-        tried = beyond.clamp(region.lower, region.upper)
+        slope = dual_size(norm, plane.normal, ones).clamp(min=_TINY)
+        size = (-plane.value).clamp(min=0) / slope + _BEYOND * norm.size(total)
+        total = total + per_row(size, x) * norm.direction(plane.normal, everywhere[: len(x)])
+        x = (region.centre + (1 + params.overshoot) * total).clamp(region.lower, region.upper)
         with torch.no_grad():
-            logits = model(tried)
+            logits = model(x)
         attempt.queries[rows] += 2 + (1 if goal.targeted else others.shape[1])
-        attempt.offer(rows, tried, logits)
+        attempt.offer(rows, x, logits)
         left = ~attempt.clear(rows, logits)
-        rows, x = rows[left], x[left]
+        rows, x, total = rows[left], x[left], total[left]
         yield

@@ -9,6 +9,7 @@ import torch
 from interpret_plugins.attacks.attack import AttackResult
 from interpret_plugins.attacks.bim import BIM
 from interpret_plugins.attacks.ddn import DDN
+from interpret_plugins.attacks.deepfool import DeepFool
 from interpret_plugins.attacks.ead import EAD
 from interpret_plugins.attacks.fgm import FGM
 from interpret_plugins.attacks.jsma import JSMA
@@ -45,6 +46,17 @@ def test_success_within_a_radius(
     shared_data: Path, plugin: type[Plugin[Any, AttackResult]], params: Any, least: float
 ) -> None:
     assert share(attack(shared_data, plugin, 100, **params)) >= least
+
+
+@pytest.mark.parametrize(("norm", "most"), [("l2", 1.69), ("linf", 0.1342)])
+def test_deepfool_finds_changes_as_small_as_published_code_does(
+    shared_data: Path, norm: str, most: float
+) -> None:
+    result = attack(shared_data, DeepFool, 40, norm=norm)
+    assert result.success.all()
+    assert (
+        float(getattr(result, f"distance_{norm}")[result.initially_correct.bool()].median()) <= most
+    )
 
 
 def test_ddn_finds_changes_as_small_as_published_code_does(shared_data: Path) -> None:
