@@ -36,7 +36,7 @@ class BisectionParams(Params):
         description="An attack within a radius: its name, or its name and parameters. Its `epsilon`"
         ", or the one that stands for null, is tried first.",
     )
-    steps: int = Field(12, ge=1, le=1000, description="Runs of the attack at most.")
+    steps: int = Field(16, ge=1, le=1000, description="Runs of the attack at most.")
     tolerance: float = Field(
         0.01,
         gt=0,
@@ -141,7 +141,7 @@ class _Search:
             if not len(rows):
                 return
             radii = self.radius[rows]
-            found = craft(attack, attempt.model, attempt.batch, rows, tensors={"epsilon": radii})
+            found = craft(attack, attempt.judge, attempt.batch, rows, tensors={"epsilon": radii})
             attempt.queries[rows] += found.queries.long()
             attempt.offer(rows, found.adversarial, found.adversarial_logits)
             self.runs[rows] += 1

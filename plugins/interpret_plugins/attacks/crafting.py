@@ -36,7 +36,7 @@ def craft(
     if tensors is None:
         tensors = {name: tensor[rows] for name, tensor in batch.tensors.items()}
     name = attack.plugin.name
-    for given in tensors.keys() - attack.plugin.tensors.keys():
+    for given in sorted(tensors.keys() - attack.plugin.tensors.keys()):
         raise InvalidRequest.field(f"tensors.{given}", f"{name} takes no such tensor")
     part = replace(
         batch,
