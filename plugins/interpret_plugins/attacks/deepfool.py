@@ -14,7 +14,7 @@ from .norms import per_row
 from .planes import candidates, dual_size, nearest_plane
 
 _TINY = 1e-30
-_BEYOND = 1e-3  # that a step goes further, as a share of the way so far: or it never arrives
+_BEYOND = 2e-4  # that a step goes further, as a share of the way so far: or it never arrives
 
 
 class DeepFoolParams(GoalParams):
