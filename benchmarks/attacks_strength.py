@@ -26,6 +26,7 @@ from ._attack_peers import Pair, Peers, digits, ours, plugin_of
 
 Run = Callable[[Peers, Pair, Tensor, Tensor], Tensor]
 _ORDERS = {"linf": float("inf"), "l2": 2.0, "l1": 1.0, "l0": 0.0}
+_TELLING = 0.01  # differences that are told
 _SLACK = 1e-5  # of the radius, for peers whose float32 results lie on its edge
 
 
@@ -165,6 +166,14 @@ def merit(case: Case, pair: Pair, x: Tensor, goal: Tensor, found: Tensor) -> flo
     return round(float(statistics.median(torch.where(won, size, torch.inf).tolist())), 4)
 
 
+def behind(figures: dict[str, float], *, least: bool) -> bool:
+    """Whether a peer is better by more than a hundredth: of the distance, or of all rows."""
+    others = [value for name, value in figures.items() if name != "ours"]
+    if least:
+        return figures["ours"] > (1 + _TELLING) * min(others)
+    return figures["ours"] < max(others) - _TELLING
+
+
 def measured(case: Case, peers: Peers, pair: Pair, rows: int) -> dict[str, Any]:
     """Every library's figure."""
     x, labels = digits(2 * rows)
@@ -185,9 +194,7 @@ def measured(case: Case, peers: Peers, pair: Pair, rows: int) -> dict[str, Any]:
             warnings.simplefilter("ignore")
             theirs = run(peers, pair, x, labels).detach()
         figures[name] = merit(case, pair, x, goal, theirs)
-    others = [value for name, value in figures.items() if name != "ours"]
     least = case.epsilon is None
-    behind = figures["ours"] > min(others) if least else figures["ours"] < max(others)
     return {
         "attack": case.attack,
         "norm": case.norm,
@@ -197,7 +204,7 @@ def measured(case: Case, peers: Peers, pair: Pair, rows: int) -> dict[str, Any]:
         "measure": "median distance" if least else "share won",
         "figures": figures,
         "queries": round(float(found.queries.mean()), 1),
-        "behind": behind,
+        "behind": behind(figures, least=least),
     }
 
 
