@@ -68,7 +68,7 @@ def measured(
 
 def unbroken(pair: Pair, rows: int) -> tuple[Tensor, Tensor]:
     """Rows that a short AutoAttack does not win."""
-    x, labels = digits(4 * rows + 100)
+    x, labels = digits(4 * rows)
     found = ours("auto_attack", pair.served, x, labels, epsilon=EPSILON, steps=20, queries=200)
     left = torch.nonzero(~found.success).squeeze(1)[:rows]
     return x[left], labels[left]
