@@ -140,7 +140,7 @@ def _misled(attempt: "Attempt", rows: Tensor, look: int) -> Tensor:
     input: not at it, since inputs may lie where a network has a kink in every direction, such as
     all black; and not at a single one, which may lie at a kink too.
     """
-    model, goal, inputs = attempt.judge, _odds(attempt, rows), attempt.batch.inputs[rows]
+    model, goal, inputs = attempt.model, _odds(attempt, rows), attempt.batch.inputs[rows]
     seeds = [attempt.batch.seeds[row] for row in rows.tolist()]
     lower, upper = model.bounds
     points, length = _LOOKS[look]
