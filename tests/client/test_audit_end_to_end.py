@@ -180,11 +180,14 @@ def test_an_upload_that_is_given_up_leaves_nothing(address: str, folder: Path) -
         sending = threading.Thread(
             target=lambda: give_up(other, many, labels.repeat(len(many) // COUNT))
         )
-        before = set(folders.iterdir())
+        known = {run.id for run in other.audits()}
         sending.start()
-        until(lambda: any(path.name.startswith(".new-") for path in folders.iterdir()))
+        until(lambda: bool(list(folders.glob(".new-*"))))
     sending.join(LONG)
-    until(lambda: set(folders.iterdir()) == before)
+    until(lambda: not list(folders.glob(".*-*")))
+    assert {path.name for path in folders.iterdir() if path.is_dir()} <= known
+    with interpret_client.connect(address) as another:
+        assert {run.id for run in another.audits()} <= known
 
 
 def give_up(client: Client, rows: np.ndarray, labels: np.ndarray) -> None:

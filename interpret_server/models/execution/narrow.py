@@ -53,7 +53,8 @@ class NarrowConv2d(nn.Conv2d):
         return twin
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # the name that it has in torch
-        if not input.requires_grad or self.weight.requires_grad or input.dim() != 4:
+        usual = not input.requires_grad or self.weight.requires_grad or input.dim() != 4
+        if usual or torch.is_autocast_enabled(input.device.type):  # products in another type
             return super().forward(input)
         settings = (self.stride, self.padding, self.dilation)
         found: Tensor = _Convolve.apply(input, self.weight, self.bias, *settings)  # type: ignore[no-untyped-call]
