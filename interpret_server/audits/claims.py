@@ -99,18 +99,16 @@ def judge_outcome(
     return (found if complaints else told), complaints
 
 
-def judge_rows(
-    stage: Stage, expected: Sequence[int], told: Sequence[Outcome]
-) -> Iterator[Complaint]:
+def judge_rows(stage: Stage, expected: set[int], told: Sequence[Outcome]) -> Iterator[Complaint]:
     """What is wrong with the samples that a stage says it attacked.
 
     Args:
         expected: those that were correct and stood when it began.
     """
     rows = [item.row for item in told]
-    for row in sorted(set(expected) - set(rows)):
+    for row in sorted(expected - set(rows)):
         yield Complaint(row, stage.key, "it should have been attacked, and the report is silent")
-    for row in sorted(set(rows) - set(expected)):
+    for row in sorted(set(rows) - expected):
         yield Complaint(row, stage.key, "it had nothing to be attacked for")
     if len(set(rows)) != len(rows):
         twice = next(row for row in rows if rows.count(row) > 1)

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data.arrays import as_array
+from ..durable import sync_folder
 from ..engine.api import Array
 from ..errors import FailedPrecondition
 from .records import Rows
@@ -118,15 +119,6 @@ def write_whole(path: Path, fill: Callable[[IO[bytes]], None]) -> None:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make what was created, renamed and removed in a folder last."""
-    number = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
 
 
 def _make(folder: Path) -> None:

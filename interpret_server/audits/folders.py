@@ -10,8 +10,8 @@ import shutil
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
+from ..durable import sync_folder
 from ..errors import FailedPrecondition
-from .files import sync_folder
 
 _NEW, _OLD = ".new-", ".old-"
 _LOCK = ".lock"

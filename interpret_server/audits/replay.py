@@ -23,11 +23,11 @@ from ..models.manifest import Manifest
 from .calls import Answers, answers
 from .claims import Complaint, judge_document, judge_outcome, judge_rows, judge_sample
 from .files import AuditFiles
-from .plan import Plan, Stage, StageKind, Unit
+from .plan import Plan, StageKind, Unit
 from .records import Findings, Outcome, Rows, Sample, digest_of, digest_of_set
 from .report import bundle, document, tables
 from .runner import BatchState, UnitRunner
-from .standing import broken_at, closest, norms_of
+from .standing import due, norms_of
 
 _NAME = "_audit-replay"
 
@@ -123,6 +123,7 @@ class Replayer:
         self._plan, self._spec = findings.audit.plan, findings.audit.spec
         self._samples = _by_batch(findings.samples, self._plan)
         self._outcomes = _by_batch(findings.outcomes, self._plan)
+        self._norms = norms_of(self._plan)
         self._complaints: list[Complaint] = []
         self._examples = self._confirmed = self._repeated = 0
 
@@ -226,7 +227,9 @@ class Replayer:
         for number, stage in enumerate(self._plan.stages):
             mine = [item for item in self._outcomes.get(batch, ()) if item.stage == stage.key]
             if (batch == 0 or not stage.first_batch) and stage.kind is not StageKind.CLEAN:
-                self._complaints += judge_rows(stage, self._due(stage, samples, outcomes), mine)
+                self._complaints += judge_rows(
+                    stage, due(stage, samples, outcomes, self._norms), mine
+                )
             outcomes += await self._stage(info, Unit(batch, number), inputs, samples, mine)
         return samples, outcomes
 
@@ -277,16 +280,6 @@ class Replayer:
             self._complaints += complaints
             self._confirmed += seen.confirmed
         return [kept[item.row] if item.confirmed else item for item in told]
-
-    def _due(
-        self, stage: Stage, samples: Sequence[Sample], outcomes: Sequence[Outcome]
-    ) -> list[int]:
-        """The samples of a batch that a stage has to attack, after these outcomes."""
-        broken: set[int] = set()
-        if stage.norm is not None and stage.epsilon is not None:
-            nearest = closest(outcomes, norms_of(self._plan), stage.norm)
-            broken = broken_at(nearest, stage.norm, stage.epsilon)
-        return [item.row for item in samples if item.correct and item.row not in broken]
 
     def _check_document(self, samples: Sequence[Sample], outcomes: Sequence[Outcome]) -> None:
         told = self._told.findings

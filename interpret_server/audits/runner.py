@@ -18,7 +18,7 @@ from .files import Given
 from .plan import Plan, Stage, StageKind, Unit
 from .records import Outcome, Rows, Sample, UnitResult, Warned, digest_of
 from .spec import MAX_SEED, AuditSpec
-from .standing import broken_at, closest, norms_of
+from .standing import due, norms_of
 
 _ANOTHER = 1 << 40  # seed
 _ROUNDING = 1e-4  # of the largest score; a file that answers by chance differs by more
@@ -150,15 +150,8 @@ class UnitRunner:
 
     def _places(self, stage: Stage, batch: BatchState) -> list[int]:
         """The samples that a stage has work on: classified correctly, and not broken as yet."""
-        broken: set[int] = set()
-        if stage.norm is not None and stage.epsilon is not None:
-            found = closest(batch.outcomes, self._norms, stage.norm)
-            broken = broken_at(found, stage.norm, stage.epsilon)
-        return [
-            place
-            for place, sample in enumerate(batch.samples)
-            if sample.correct and sample.row not in broken
-        ]
+        rows = due(stage, batch.samples, batch.outcomes, self._norms)
+        return [place for place, sample in enumerate(batch.samples) if sample.row in rows]
 
     async def _ask(self, rows: Given | Rows, seed: int = 0) -> Answers:
         return await answers(self._worker, self._model, rows, seed)

@@ -9,8 +9,8 @@ decides for every radius: the smallest such distance. Distances are float64; a r
 
 from collections.abc import Iterable, Mapping
 
-from .plan import Plan, StageKind
-from .records import Outcome
+from .plan import Plan, Stage, StageKind
+from .records import Outcome, Sample
 
 SLACK = 1e-6
 
@@ -62,3 +62,22 @@ def broken_at(closest_found: Mapping[int, Outcome], norm: str, epsilon: float) -
     return {
         row for row, outcome in closest_found.items() if within(outcome.distance(norm), epsilon)
     }
+
+
+def due(
+    stage: Stage,
+    samples: Iterable[Sample],
+    outcomes: Iterable[Outcome],
+    norms: Mapping[str, str | None],
+) -> set[int]:
+    """The rows that a stage attacks: classified correctly, and not broken at its radius as yet.
+
+    Args:
+        samples: of a batch.
+        outcomes: of earlier stages on that batch.
+        norms: `norms_of` the plan.
+    """
+    broken: set[int] = set()
+    if stage.norm is not None and stage.epsilon is not None:
+        broken = broken_at(closest(outcomes, norms, stage.norm), stage.norm, stage.epsilon)
+    return {sample.row for sample in samples if sample.correct} - broken

@@ -6,8 +6,9 @@ from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 
+from ..durable import sync_folder
 from ..errors import InvalidRequest
-from .files import AuditFiles, sync_folder
+from .files import AuditFiles
 from .records import Findings, State
 from .store import Store
 

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..durable import sync_folder
 from ..errors import AlreadyExists, FailedPrecondition, NotFound
 from ..models.manifest import Manifest
 from .api import ModelInfo, StoredModel
@@ -59,7 +60,7 @@ class ModelFiles:
         try:
             self._fill(made, info)
             os.rename(made, folder)
-            _sync(folder.parent)
+            sync_folder(folder.parent)
         except OSError as error:
             raise _unwritten(error) from None
         finally:
@@ -78,7 +79,7 @@ class ModelFiles:
         if self.samples is not None:
             (made / _SAMPLES).mkdir()
             _copy(self.samples, made / _SAMPLES / self.samples.name)
-            _sync(made / _SAMPLES)
+            sync_folder(made / _SAMPLES)
         document = {
             "file": path.name,
             "sha256": info.sha256,
@@ -89,8 +90,8 @@ class ModelFiles:
             json.dump(document, file, indent=1)
             file.flush()
             os.fsync(file.fileno())
-        _sync(made / _MODEL)
-        _sync(made)
+        sync_folder(made / _MODEL)
+        sync_folder(made)
 
 
 def read_stored(folder: Path) -> StoredModel:
@@ -141,15 +142,6 @@ def _copy(source: Path, target: Path, *, follow: bool = True) -> str:
         written.flush()
         os.fsync(written.fileno())
     return digest.hexdigest()
-
-
-def _sync(folder: Path) -> None:
-    """Have a folder's entries survive a loss of power."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _unwritten(error: OSError) -> FailedPrecondition:

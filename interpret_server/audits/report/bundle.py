@@ -21,7 +21,7 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from ...errors import InvalidRequest
 from ..files import AuditFiles
@@ -140,16 +140,8 @@ def link(source: Path, target: Path) -> None:
 
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file, read piece by piece."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        for piece in _pieces(file):
-            digest.update(piece)
-    return digest.hexdigest()
-
-
-def _pieces(file: IO[bytes]) -> Iterator[bytes]:
-    while piece := file.read(_PIECE):
-        yield piece
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _artefacts(findings: Findings, files: AuditFiles) -> Iterator[tuple[str, Path]]:
