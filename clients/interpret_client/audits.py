@@ -35,7 +35,8 @@ class AuditOrigin:
         input_shape: of one sample.
         bounds: of its values.
         labels: names of the classes, where the model has them.
-        data: what the data set is called; `data_sha256` is over the digests of all samples.
+        data: what the data set is called.
+        data_sha256: over the digests of the report's samples; empty until the audit is finished.
         versions: of the server, the plugins that ran, and the packages that computed.
         device, precision: where and in which type.
     """

@@ -139,7 +139,8 @@ class Origin:
         bounds: of its values.
         labels: names of the classes, or none.
         data: what the data set is called.
-        data_sha256: `digest_of_set` of all samples' digests.
+        data_sha256: `digest_of_set` of the digests of the report's samples; empty until the
+            audit is finished, as plugins see images and numbers of other types only then.
         versions: of the server, the plugins that ran, and the packages that computed.
         device, precision: where and in which type.
     """

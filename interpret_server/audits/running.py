@@ -111,12 +111,9 @@ class Run:
         if self._leaving:
             return
         finished = time.time()
-        await in_thread(lambda: write_bundle(self._store, self._files, audit.id, finished))
-        self._tell(
-            await in_thread(
-                lambda: self._store.set_state(audit.id, State.FINISHED, finished=finished)
-            )
-        )
+        report = await in_thread(lambda: write_bundle(self._store, self._files, audit.id, finished))
+        digest = report["origin"]["data_sha256"]
+        self._tell(await in_thread(lambda: self._store.finish(audit.id, finished, digest)))
 
     async def _compute(self) -> None:
         try:

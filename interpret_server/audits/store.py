@@ -40,12 +40,7 @@ class Store:
     """Audits in a database. Every method blocks: call it in a thread.
 
     Args:
-        url: of SQLAlchemy, such as `sqlite:////var/audits/audits.sqlite` or
-            `postgresql+psycopg://...`.
-
-    Raises:
-        InvalidRequest: the URL is wrong, or its driver is not installed.
-        FailedPrecondition: the database does not answer, or is of another version.
+        url: of the `Database`, which raises what it raises.
     """
 
     def __init__(self, url: str) -> None:
@@ -98,22 +93,35 @@ class Store:
         *,
         error: str = "",
         started: float | None = None,
-        finished: float | None = None,
     ) -> Audit:
         """Change an audit's state.
 
         Args:
             error: of a failed one.
-            started, finished: seconds since the epoch; None leaves what is stored.
+            started: in seconds since the epoch; None leaves what is stored.
         """
         values: dict[str, Any] = {"state": state.value, "error": error}
-        times = {"started": started, "finished": finished}
-        values |= {name: value for name, value in times.items() if value is not None}
+        if started is not None:
+            values["started"] = started
         with self._database.transaction(writes=True) as connection:
-            connection.execute(
-                tables.audits.update().where(tables.audits.c.id == audit_id).values(values)
-            )
-            return _audit(_find(connection, audit_id))
+            return _changed(connection, audit_id, values)
+
+    def finish(self, audit_id: str, finished: float, data_sha256: str) -> Audit:
+        """Change an audit's state to finished.
+
+        Args:
+            finished: when, in seconds since the epoch.
+            data_sha256: of the samples that its report is about.
+        """
+        with self._database.transaction(writes=True) as connection:
+            origin = json.loads(_find(connection, audit_id, lock=True).origin)
+            values = {
+                "state": State.FINISHED.value,
+                "error": "",
+                "finished": finished,
+                "origin": json.dumps(origin | {"data_sha256": data_sha256}),
+            }
+            return _changed(connection, audit_id, values)
 
     def delete(self, audit_id: str) -> None:
         """Forget an audit and all that it found; nothing happens where there is none."""
@@ -213,6 +221,12 @@ def _find(connection: Connection, audit_id: str, *, lock: bool = False) -> Row[A
     if row is None:
         raise NotFound(f"there is no audit {audit_id[:80]!r}")
     return row
+
+
+def _changed(connection: Connection, audit_id: str, values: Mapping[str, Any]) -> Audit:
+    audits = tables.audits
+    connection.execute(audits.update().where(audits.c.id == audit_id).values(values))
+    return _audit(_find(connection, audit_id))
 
 
 def _audit(row: Row[Any]) -> Audit:

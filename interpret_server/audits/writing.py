@@ -5,11 +5,12 @@ import shutil
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 from ..durable import sync_folder
 from ..errors import InvalidRequest
 from .files import AuditFiles
-from .records import Findings, State
+from .records import State
 from .store import Store
 
 _BUNDLE = "bundle"
@@ -33,11 +34,14 @@ class ReportForm(StrEnum):
             raise InvalidRequest.field("form", f"there is {', '.join(cls)}") from None
 
 
-def write_bundle(store: Store, files: AuditFiles, audit_id: str, finished: float) -> Findings:
+def write_bundle(store: Store, files: AuditFiles, audit_id: str, finished: float) -> dict[str, Any]:
     """Write the report of an audit of which all is done, and flush it to the disk.
 
     Args:
         finished: when, in seconds since the epoch.
+
+    Returns:
+        Its JSON document.
     """
     from .report import bundle
 
@@ -50,9 +54,9 @@ def write_bundle(store: Store, files: AuditFiles, audit_id: str, finished: float
     audit = replace(findings.audit, state=State.FINISHED, error="", finished=finished)
     findings = replace(findings, audit=audit)
     folder = files.folder / _BUNDLE
-    bundle.write(findings, files, folder)
+    document = bundle.write(findings, files, folder)
     _flush(folder)
-    return findings
+    return document
 
 
 def report_file(store: Store, files: AuditFiles, audit_id: str, form: ReportForm) -> Path:

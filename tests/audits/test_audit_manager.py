@@ -151,6 +151,8 @@ async def test_an_audit_runs_to_its_report(bench: Bench):
     report = lasting(await audits.report(created.id, "json"))
     assert report["samples"] == 10
     assert report["origin"]["data"] == "sent with the request"
+    assert (created.origin.data_sha256, len(finished.origin.data_sha256)) == ("", 64)
+    assert report["origin"]["data_sha256"] == finished.origin.data_sha256
     assert report["origin"]["model_sha256"] == bench.worker.info.sha256
 
 

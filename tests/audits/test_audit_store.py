@@ -69,17 +69,29 @@ def test_unknown_audits_are_not_found(store: Store):
             ask("nobody")
     with pytest.raises(NotFound):
         store.set_state("nobody", State.RUNNING)
+    with pytest.raises(NotFound):
+        store.finish("nobody", 1.0, "")
     store.delete("nobody")
 
 
 def test_states_errors_and_times_change(store: Store):
     store.insert(audit())
     assert store.set_state("one", State.RUNNING, started=13.25).started == 13.25
-    failed = store.set_state("one", State.FAILED, error="params.x: too large", finished=14.5)
+    failed = store.set_state("one", State.FAILED, error="params.x: too large")
     assert (failed.state, failed.error) == (State.FAILED, "params.x: too large")
-    assert (failed.started, failed.finished) == (13.25, 14.5)
+    assert (failed.started, failed.finished) == (13.25, None)
     assert store.set_state("one", State.QUEUED).error == ""
     assert store.audit("one").state is State.QUEUED
+
+
+def test_a_finished_audit_tells_when_and_the_digest_of_its_data(store: Store):
+    store.insert(audit())
+    failed = store.set_state("one", State.FAILED, error="the disk is full", started=13.25)
+    finished = store.finish("one", 14.5, "cd" * 32)
+    assert finished.origin == dataclasses.replace(failed.origin, data_sha256="cd" * 32)
+    assert (finished.state, finished.error) == (State.FINISHED, "")
+    assert (finished.started, finished.finished) == (13.25, 14.5)
+    assert store.audits() == (finished,)
 
 
 def test_findings_are_what_units_found_and_nan_comes_back(store: Store):

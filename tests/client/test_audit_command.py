@@ -352,6 +352,7 @@ def test_audits_are_listed_shown_and_steered(
     shown = interpret("show", "a1").stdout
     assert "failed - the disk is full" in shown
     assert "interpret-server 0, pgd 1" in shown
+    assert re.search(rf"digits, \d+ samples, sha256\s+{'cd' * 32}", shown)
     assert document(interpret("show", "a1", "--json"))["correct"] == 3
     assert interpret("resume", "a1").stdout == "Audit a1 is queued.\n"
     assert document(interpret("cancel", "a1", "--json"))["state"] == "cancelled"

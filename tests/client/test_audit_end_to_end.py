@@ -126,6 +126,7 @@ def test_an_audit_is_watched_cancelled_resumed_reported_and_deleted(
     assert len(run.report("csv").splitlines()) == COUNT + 1
     bundle = run.report("bundle", tmp_path / "bundle")
     assert json.loads((bundle / "report.json").read_bytes()) == document
+    assert document["origin"]["data_sha256"] == final.origin.data_sha256
     for name, digest in document["files"].items():
         assert hashlib.sha256((bundle / name).read_bytes()).hexdigest() == digest
     run.delete()

@@ -177,7 +177,7 @@ def print_audit(audit: Audit) -> None:
                 ("state", " - ".join(filter(None, (audit.state, audit.error)))),
                 ("model", f"{origin.model} (version {origin.model_version})"),
                 ("file", f"{origin.model_format}, sha256 {origin.model_sha256}"),
-                ("data", f"{origin.data}, {plan.samples} samples"),
+                ("data", _data(audit)),
                 ("suite", attacks or spec["suite"]),
                 ("threats", "\n".join(threats)),
                 ("seed", str(spec["seed"])),
@@ -191,6 +191,12 @@ def print_audit(audit: Audit) -> None:
             ]
         )
     )
+
+
+def _data(audit: Audit) -> str:
+    digest = audit.origin.data_sha256
+    told = f"{audit.origin.data}, {audit.plan.samples} samples"
+    return f"{told}, sha256 {digest}" if digest else told
 
 
 def moment(seconds: float | None) -> str:
