@@ -164,7 +164,7 @@ class LocalWorker:
             loaded.classifier,
             loaded.info,
             self._max_step,
-            files=ModelFiles(path, manifest, samples),
+            files=ModelFiles(path, manifest, samples).opened(),
         )
         return loaded.info
 
@@ -185,8 +185,8 @@ class LocalWorker:
         Raises:
             NotFound: no model of that name is loaded.
             AlreadyExists: there is such a folder.
-            FailedPrecondition: the model has no file, it is gone or has changed, or the copy
-                cannot be written.
+            FailedPrecondition: the model has no file, it has changed, one beside it is gone, or
+                the copy cannot be written.
         """
         served = self._find_model(name)
         if served.files is None:

@@ -10,9 +10,11 @@ import os
 import shutil
 import stat
 import tempfile
+import weakref
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 from ..durable import sync_folder
 from ..errors import AlreadyExists, FailedPrecondition, NotFound
@@ -33,11 +35,26 @@ class ModelFiles:
         path: of the model's file.
         manifest: with which it was loaded.
         samples: real inputs that it was verified with.
+        descriptor: of the open file; see `opened`.
     """
 
     path: Path
     manifest: Manifest
     samples: Path | None = None
+    descriptor: int | None = None
+
+    def opened(self) -> Self:
+        """The same with the file open, as long as this is used: it can be copied when it is gone.
+
+        An upload's file goes when its call ends.
+        """
+        try:
+            descriptor = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK)
+        except OSError:
+            return self
+        opened = replace(self, descriptor=descriptor)
+        weakref.finalize(opened, os.close, descriptor).atexit = False
+        return opened
 
     def store(self, info: ModelInfo, folder: Path) -> StoredModel:
         """Copy the files into a folder, which appears at once and whole.
@@ -67,10 +84,14 @@ class ModelFiles:
             shutil.rmtree(made, ignore_errors=True)
         return read_stored(folder)
 
+    @property
+    def _source(self) -> Path:
+        return self.path if self.descriptor is None else Path(f"/proc/self/fd/{self.descriptor}")
+
     def _fill(self, made: Path, info: ModelInfo) -> None:
         (made / _MODEL).mkdir()
         path = made / _MODEL / self.path.name
-        if _copy(self.path, path) != info.sha256:
+        if _copy(self._source, path) != info.sha256:
             raise FailedPrecondition(
                 f"the file of {info.name} has changed since it was loaded; load it again"
             )
@@ -135,7 +156,7 @@ def _copy(source: Path, target: Path, *, follow: bool = True) -> str:
     digest = hashlib.sha256()
     with open(os.open(source, flags), "rb") as read, target.open("xb") as written:
         if not stat.S_ISREG(os.fstat(read.fileno()).st_mode):
-            raise FailedPrecondition(f"{source.name} is no plain file")
+            raise FailedPrecondition(f"{target.name} is no plain file")
         while data := read.read(_CHUNK):
             digest.update(data)
             written.write(data)

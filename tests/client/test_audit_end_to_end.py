@@ -142,6 +142,16 @@ def test_the_models_copy_stays_when_the_model_goes(client: Client) -> None:
     assert [model.name for model in client.models()] == ["net"]
 
 
+def test_a_model_that_was_uploaded_is_audited(client: Client, folder: Path) -> None:
+    rows, labels = samples()
+    manifest = {"shape": [1, 3, 3], "bounds": [0, 1]}
+    client.load_model("sent", folder / "net.pt", manifest=manifest)
+    run = client.audit("sent", rows[:4], labels[:4], attacks=["fgsm"], epsilon=0.1)
+    client.unload_model("sent")
+    assert run.wait(timeout=120).state == "finished"
+    run.delete()
+
+
 @pytest.mark.parametrize(
     ("given", "fields"),
     [

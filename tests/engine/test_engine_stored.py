@@ -1,6 +1,7 @@
 """Copies of models' files, and the models that are loaded from them."""
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import shutil
@@ -104,15 +105,44 @@ async def test_nothing_is_left_of_a_copy_that_fails(tmp_path: Path) -> None:
             await worker.keep("net", tmp_path / "kept")
         path.unlink()
         with pytest.raises(FailedPrecondition, match="No such file"):
-            await worker.keep("net", tmp_path / "kept")
-        with pytest.raises(FailedPrecondition, match="No such file"):
             await worker.keep("net", tmp_path / "nowhere" / "kept")
+        await worker.load("net", with_data_beside(tmp_path / "net.onnx"), MANIFEST, replace=True)
+        (tmp_path / "net.weights").unlink()
+        with pytest.raises(FailedPrecondition, match="No such file"):
+            await worker.keep("net", tmp_path / "kept")
+        (tmp_path / "net.onnx").unlink()
         worker.add("lent", linear(name="lent"))
         with pytest.raises(FailedPrecondition, match="was not loaded from a file"):
             await worker.keep("lent", tmp_path / "kept")
     assert os.listdir(tmp_path) == []
     with pytest.raises(NotFound, match="kept holds no stored model"):
         read_stored(tmp_path / "kept")
+
+
+async def test_a_file_that_went_since_it_was_loaded_is_copied_as_long_as_the_model_is_served(
+    tmp_path: Path,
+) -> None:
+    async with serving() as worker:
+        path = archive(tmp_path / "net.pt")
+        content = path.read_bytes()
+        await worker.load("net", path, MANIFEST)
+        path.unlink()  # as an upload's is when its call ends
+        stored = await worker.keep("net", tmp_path / "kept")
+        again = await worker.keep("net", tmp_path / "again")
+        assert stored.path.read_bytes() == again.path.read_bytes() == content
+        assert stored.path.name == "net.pt"
+        assert str(path) in open_files()
+        await worker.unload("net")
+        assert str(path) not in open_files()
+
+
+def open_files() -> str:
+    """What this process has open, with the names of files that are gone."""
+    found = []
+    for entry in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            found.append(os.readlink(entry))
+    return "\n".join(found)
 
 
 async def test_a_copy_never_replaces_another(tmp_path: Path) -> None:
