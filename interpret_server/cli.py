@@ -267,6 +267,7 @@ def _audits(settings: Settings) -> "Callable[[Worker, DataRoot | None], Audits] 
             database=settings.audit_database,
             data=data,
             max_bytes=settings.max_audit_bytes,
+            running=settings.max_running_audits,
         )
 
     return make

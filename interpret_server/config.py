@@ -94,6 +94,9 @@ class Settings(BaseModel):
     )
     max_upload_mb: int = Field(2048, ge=1, description="Largest uploaded model file, in MiB.")
     max_audit_mb: int = Field(16384, ge=1, description="Most samples of an audit, in MiB.")
+    max_running_audits: int = Field(
+        1, ge=1, le=64, description="Audits that run at once; others wait for their turn."
+    )
     grace: float = Field(
         10.0, ge=0, description="Seconds that running calls may go on after a signal to stop."
     )

@@ -56,6 +56,7 @@ def test_addresses_are_a_host_and_a_port(address: str) -> None:
         ("device = 'gpu'", "device: 'gpu' is none of auto, cpu"),
         ("max_queue = 0", "max_queue: "),
         ("max_queue_mb = 0", "max_queue_mb: "),
+        ("max_running_audits = 0", "max_running_audits: "),
         ("max_step = 0", "max_step: "),
         ("max_batch = 'many'", "max_batch: "),
         ("max_message_mb = 2048", "max_message_mb: "),

@@ -23,6 +23,8 @@ from interpret_server.audits.plan import Unit
 from interpret_server.audits.records import Audit, State
 from interpret_server.audits.report import bundle
 from interpret_server.audits.spec import AuditSpec
+from interpret_server.cli import _audits
+from interpret_server.config import Settings
 from interpret_server.data import DataRoot
 from interpret_server.errors import (
     FailedPrecondition,
@@ -174,6 +176,29 @@ async def test_as_many_audits_run_at_once_as_are_allowed(bench: Bench):
     audits = await bench.serve(lambda unit: both.wait() if unit == (0, 0) else None, running=2)
     made = [await audits.create(spec(), data()) for _ in range(2)]
     assert [(await final(audits, audit)).state for audit in made] == [State.FINISHED] * 2
+
+
+async def test_a_setting_says_how_many_audits_run_at_once(tmp_path: Path):
+    reached = asyncio.Event()
+
+    class SlowWorker(KeepingWorker):
+        async def load(self, *args: Any, **fields: Any) -> Any:
+            self.loads += 1
+            if self.loads == 2:
+                reached.set()
+            await asyncio.Event().wait()
+
+    make = _audits(Settings(audit_root=tmp_path / "audits", max_running_audits=2))
+    assert make is not None
+    worker: Any = SlowWorker(tmp_path)
+    audits: Any = make(worker, None)
+    await audits.start()
+    made = [await audits.create(spec(), data()) for _ in range(3)]
+    async with asyncio.timeout(60):
+        await reached.wait()
+    states = [audits.get(audit.id).state for audit in made]
+    assert states == [State.RUNNING, State.RUNNING, State.QUEUED]
+    await audits.close(0.0)
 
 
 async def test_two_watchers_see_units_and_steps_to_the_end(bench: Bench, monkeypatch: Any):
