@@ -1,11 +1,12 @@
 """Other attack libraries on the networks of the advertorch MNIST pair, in folders of their own.
 
-torchattacks and Foolbox are installed without their dependencies into a temporary folder, or read
-from the folder that `ATTACK_PEERS` names. torchattacks' port of AutoAttack takes 10 steps unless
-told otherwise; it is given the 100 of the original.
+torchattacks, Foolbox and ART are installed without their dependencies into a temporary folder, or
+read from the folder that `ATTACK_PEERS` names. torchattacks' port of AutoAttack takes 10 steps
+unless told otherwise; it is given the 100 of the original.
 """
 
 import importlib
+import inspect
 import os
 import subprocess
 import sys
@@ -31,7 +32,10 @@ from ._exports import quiet
 from ._networks import DEVICE, SHARED
 
 EPSILON = 0.3
-_PACKAGES = ("torchattacks==3.5.1", "foolbox==3.3.4", "eagerpy==0.30.0")
+_PACKAGES = (
+    "torchattacks==3.5.1", "foolbox==3.3.4", "eagerpy==0.30.0",
+    "adversarial-robustness-toolbox==1.20.1", "six",
+)  # fmt: skip
 _STEPS = 100  # of every attack of AutoAttack
 
 
@@ -142,6 +146,30 @@ class Peers:
         """The module, without its collection of models, which needs more packages."""
         sys.modules.setdefault("foolbox.zoo", ModuleType("foolbox.zoo"))
         return importlib.import_module("foolbox")
+
+    @cached_property
+    def art(self) -> Any:
+        """ART's attacks, without the one that needs numba."""
+        unused = ModuleType("art.attacks.evasion.brendel_bethge")
+        vars(unused)["BrendelBethgeAttack"] = None
+        sys.modules.setdefault(unused.__name__, unused)
+        return importlib.import_module("art.attacks.evasion")
+
+    def art_attack(self, name: str, network: nn.Module, **options: Any) -> Any:
+        """One of ART's attacks, on inputs in [0, 1]."""
+        attack = getattr(self.art, name)
+        estimators = importlib.import_module("art.estimators.classification.pytorch")
+        classifier = estimators.PyTorchClassifier(
+            network,
+            loss=nn.CrossEntropyLoss(),
+            input_shape=(1, 28, 28),
+            nb_classes=10,
+            clip_values=(0, 1),
+            device_type=DEVICE.type,
+        )
+        if "verbose" in inspect.signature(attack).parameters:
+            options["verbose"] = False
+        return attack(classifier, **options)
 
     def foolbox_model(self, network: nn.Module) -> Any:
         """A network as Foolbox takes it, on inputs in [0, 1]."""
