@@ -23,11 +23,13 @@ from ..models.manifest import Manifest
 from .calls import Answers, answers
 from .claims import Complaint, judge_document, judge_outcome, judge_rows, judge_sample
 from .files import AuditFiles
+from .pages import judge_page
 from .plan import Plan, StageKind, Unit
 from .records import Findings, Outcome, Rows, Sample, digest_of, digest_of_set
 from .report import bundle, document, tables
 from .runner import BatchState, UnitRunner
 from .standing import due, norms_of
+from .threads import in_thread
 
 _NAME = "_audit-replay"
 
@@ -46,6 +48,7 @@ class Replay:
         confirmed: of those, how many the model's file confirmed again.
         repeated: samples whose attacks were run again.
         complaints: about claims that do not hold; none for a true report.
+        notes: about what could not be checked here.
     """
 
     samples: int
@@ -53,6 +56,7 @@ class Replay:
     confirmed: int
     repeated: int
     complaints: tuple[Complaint, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def holds(self) -> bool:
@@ -125,6 +129,7 @@ class Replayer:
         self._outcomes = _by_batch(findings.outcomes, self._plan)
         self._norms = norms_of(self._plan)
         self._complaints: list[Complaint] = []
+        self._notes: list[str] = []
         self._examples = self._confirmed = self._repeated = 0
 
     async def run(self, rerun: float = 0.0, seed: int = 0) -> Replay:
@@ -141,6 +146,7 @@ class Replayer:
                 samples += found[0]
                 outcomes += found[1]
             self._check_document(samples, outcomes)
+            await self._check_page()
             for done, batch in enumerate(again, len(self._samples)):
                 self._report(done, steps)
                 await self._again(info, batch)
@@ -151,6 +157,7 @@ class Replayer:
             confirmed=self._confirmed,
             repeated=self._repeated,
             complaints=tuple(self._complaints),
+            notes=tuple(self._notes),
         )
 
     def _chosen(self, rerun: float, seed: int) -> list[int]:
@@ -293,6 +300,15 @@ class Replayer:
         self._complaints += judge_document(
             document.lasting(self._told.document), document.lasting(rebuilt)
         )
+
+    async def _check_page(self) -> None:
+        if self._complaints:
+            what = "what it is drawn from does not hold"
+            self._notes.append(f"{bundle.HTML} was not compared: {what}")
+            return
+        complaints, notes = await in_thread(lambda: judge_page(self._told))
+        self._complaints += complaints
+        self._notes += notes
 
     async def _again(self, info: ModelInfo, batch: int) -> None:
         """Run a batch's attacks again, each on what the report says that it met."""

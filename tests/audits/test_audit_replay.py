@@ -3,6 +3,7 @@
 import asyncio
 import csv
 import json
+import re
 import shutil
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -136,7 +137,7 @@ def told(found: Replay) -> str:
 def test_a_true_report_holds(true: Path, play: Callable[..., Replay]):
     steps: list[tuple[int, int]] = []
     found = play(true, 1.0, report=lambda done, total: steps.append((done, total)))
-    assert found.holds, told(found)
+    assert (found.holds, found.notes) == (True, ()), told(found)
     claimed = sum(line["confirmed"] == "true" for line in lines(true, "outcomes.csv"))
     assert (found.samples, found.repeated) == (COUNT, COUNT)
     assert found.examples == found.confirmed == claimed > 5
@@ -245,6 +246,22 @@ def test_figures_that_do_not_follow_are_named(bundle: Path, play: Callable[..., 
     document["clean"]["correct"] += 1
     (bundle / "report.json").write_text(json.dumps(document))
     assert "clean.correct of the report is 12, and comes to 11" in told(play(bundle))
+
+
+def test_a_page_with_another_figure_is_named(bundle: Path, play: Callable[..., Replay]):
+    page = (bundle / "report.html").read_text(encoding="utf-8")
+    (figure,) = re.findall(r"clean accuracy<b>([\d.]+%)</b>", page)
+    (bundle / "report.html").write_text(page.replace(f"<b>{figure}</b>", "<b>100.0%</b>", 1))
+    found = play(bundle)
+    assert re.match(r"report\.html line \d+ has '.*100\.0%.*', and comes to '.*'$", told(found))
+    assert (len(found.complaints), found.notes) == (1, ())
+
+
+def test_a_page_is_not_compared_with_what_does_not_hold(bundle: Path, play: Callable[..., Replay]):
+    (bundle / "inputs/000000.npy").unlink()
+    found = play(bundle)
+    assert "report.html" not in told(found)
+    assert found.notes == ("report.html was not compared: what it is drawn from does not hold",)
 
 
 def test_a_robust_sample_that_falls_when_run_again_is_named(

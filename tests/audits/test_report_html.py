@@ -5,6 +5,7 @@ import io
 import re
 from html.parser import HTMLParser
 
+import matplotlib
 import numpy as np
 import pytest
 from PIL import Image
@@ -90,6 +91,14 @@ def test_the_page_is_the_same_whenever_made(shown, tmp_path):
     write_files(make(), tmp_path)
     document = documents.build(make())
     assert html.render(document, pictures.draw(document, tmp_path)) == shown[0]
+
+
+def test_the_page_is_the_same_whatever_the_users_plots_look_like(shown, tmp_path):
+    write_files(make(), tmp_path)
+    with matplotlib.rc_context({"lines.linewidth": 9, "font.family": "serif", "axes.grid": True}):
+        text = html.render(shown[1], pictures.draw(shown[1], tmp_path))
+        assert matplotlib.rcParams["lines.linewidth"] == 9
+    assert text == shown[0]
 
 
 def test_seven_fragile_samples_have_three_pictures_each(shown):

@@ -442,6 +442,7 @@ class Replayed:
     confirmed: int = 3
     repeated: int = 1
     complaints: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def holds(self) -> bool:
@@ -471,6 +472,10 @@ def test_a_replay_tells_every_claim_that_does_not_hold(
     assert asked.pop() == (files, {"model": data, "rerun": 0.1, "seed": 0})
     assert document(interpret("replay", "a1", "--json"))["holds"]  # fetched from the server
     assert asked.pop() == (files, {"model": None, "rerun": 0.0, "seed": 0})
+    found.notes = ("report.html: its plots could not be compared",)
+    result = interpret("replay", "out")
+    assert result.exit_code == 0
+    assert "its plots could not be compared\nEvery claim holds." in result.stdout
     found.complaints = ("sample 2, linf:0.1:pgd: the file answers class 1",)
     result = interpret("replay", "out")
     assert result.exit_code == 1

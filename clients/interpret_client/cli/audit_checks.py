@@ -89,6 +89,8 @@ def replay(
         )
         for complaint in found.complaints:
             console().print(printable(str(complaint)), style="red")
+        for note in found.notes:
+            console().print(printable(note), style="yellow")
         console().print("Every claim holds." if found.holds else "The report does not hold.")
     if not found.holds:
         context.exit(1)

@@ -68,10 +68,15 @@ def write(findings: Findings, files: AuditFiles, folder: Path) -> dict[str, Any]
         for name, path in _artefacts(findings, files):
             link(path, new / name)
         document = documents.build(findings, digests(new))
+        document[documents.RUN]["page"] = html.drawn_with()
         (new / JSON).write_bytes(documents.encode(document))
-        page = html.render(document, pictures.draw(document, new))
-        (new / HTML).write_text(page, encoding="utf-8")
+        (new / HTML).write_text(page(document, new), encoding="utf-8")
     return document
+
+
+def page(document: Mapping[str, Any], folder: Path) -> str:
+    """The page of a bundle, from its document and arrays."""
+    return html.render(document, pictures.draw(document, folder))
 
 
 def read(folder: Path) -> Report:

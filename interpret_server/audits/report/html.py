@@ -6,13 +6,16 @@ the page forbids scripts and requests.
 
 import base64
 import json
+import platform
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
+from ... import __version__
 from . import plots
 from .pictures import Change, picture_key
 from .words import NORMS, between, counted, percent
@@ -46,6 +49,19 @@ def render(document: Mapping[str, Any], pictures: Mapping[str, Change]) -> str:
         },
         pictures={name: _embedded(change) for name, change in pictures.items()},
     )
+
+
+def drawn_with() -> dict[str, str]:
+    """The software that decides how a page looks, with its versions; other draws it otherwise."""
+    from matplotlib.ft2font import __freetype_version__ as freetype
+
+    names = ("jinja2", "matplotlib", "numpy", "pillow")
+    return {
+        "interpret-server": __version__,
+        "freetype": freetype,
+        "machine": platform.machine(),
+        **{name: version(name) for name in names},
+    }
 
 
 def page(template: str, *, names: list[str], **values: Any) -> str:

@@ -46,9 +46,11 @@ def robustness_curve(
     with _drawing:
         import matplotlib
 
-        with matplotlib.rc_context(_STYLE):
+        with matplotlib.rc_context():
             from matplotlib.figure import Figure
 
+            matplotlib.rcdefaults()  # whatever the user's own settings are
+            matplotlib.rcParams.update(_STYLE)
             figure = Figure(figsize=_SIZE, layout="constrained")
             axes = figure.subplots()
             for (name, threat), color in zip(threats, SERIES, strict=False):
