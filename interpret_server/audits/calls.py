@@ -1,6 +1,7 @@
 """What audits ask of a worker: a file's own answers, and attacks."""
 
 import json
+import re
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..data.arrays import as_array
 from ..engine.api import Call, Event, ModelInfo, Progress, Result, Target, Worker
-from ..errors import FailedPrecondition, InterpretError
+from ..errors import FailedPrecondition, InterpretError, InvalidRequest
 from .files import Given
 from .plan import Stage
 from .records import Rows
@@ -89,6 +90,28 @@ async def answers(worker: Worker, model: ModelInfo, rows: Given | Rows, seed: in
         confidences=_confidences(model.logits_from, scores, decisions),
         served=_array(result, "logits").argmax(1).astype(np.int64),
     )
+
+
+async def check_images(
+    worker: Worker, model: ModelInfo, images: tuple[bytes, ...], first: int
+) -> None:
+    """Have a worker decode images as it does in every call; this process never does.
+
+    Args:
+        first: number of the first one among the samples.
+
+    Raises:
+        InvalidRequest: the model takes no images, or `inputs` has one that is none or does not
+            fit, with its number.
+    """
+    try:
+        await _result(worker, _call(model, "_decode", images))
+    except InvalidRequest as error:
+        place = re.match(r"inputs\.images\[(\d+)\]: ", error.message)
+        if place is None:
+            raise
+        told = error.message[place.end() :]
+        raise InvalidRequest.field("inputs", f"row {first + int(place[1])}: {told}") from None
 
 
 async def attack(

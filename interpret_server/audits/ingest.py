@@ -1,9 +1,10 @@
 """Data sets become the stored batches of an audit, checked as they arrive."""
 
 import math
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,6 +51,16 @@ class StoredSet:
     count: int | None = None
 
 
+class Images(NamedTuple):
+    """A batch of encoded images, and the number of its first one among the samples."""
+
+    first: int
+    images: tuple[bytes, ...]
+
+
+CheckImages = Callable[[Images], Awaitable[None]]
+
+
 class Intake:
     """Cuts chunks into batches and stores them. Blocks: use it in a thread.
 
@@ -67,10 +78,11 @@ class Intake:
         self._batch_size, self._max_bytes = batch_size, max_bytes
         self._labels: list[NDArray[np.int64]] = []
         self._waiting: Any = None  # rows of the batch that is not full
+        self._full: deque[Any] = deque()  # batches to be stored
         self._samples = self._bytes = self._batches = 0
 
     def add(self, chunk: DataChunk) -> None:
-        """Take a chunk.
+        """Take a chunk, whose batches are then to be stored.
 
         Raises:
             InvalidRequest: naming `inputs` or `labels`.
@@ -87,12 +99,24 @@ class Intake:
         self._samples += len(rows)
         rows = rows if self._waiting is None else self._joined(rows)
         while len(rows) >= self._batch_size:
-            self._store(rows[: self._batch_size])
+            self._full.append(rows[: self._batch_size])
             rows = rows[self._batch_size :]
         self._waiting = rows.copy() if isinstance(rows, np.ndarray) else rows
 
+    @property
+    def full(self) -> bool:
+        """Whether a batch is to be stored."""
+        return bool(self._full)
+
+    def store(self) -> Images | None:
+        """Store a batch, and return it if it is one of images."""
+        rows, first = self._full.popleft(), self._batches * self._batch_size
+        self._files.write_given(self._batches, rows)
+        self._batches += 1
+        return Images(first, rows) if isinstance(rows, tuple) else None
+
     def finish(self) -> int:
-        """Store the last batch and the labels.
+        """Store the labels; the last batch is then to be stored.
 
         Returns:
             How many samples there are.
@@ -103,13 +127,9 @@ class Intake:
         if not self._samples:
             raise InvalidRequest.field("inputs", "there are no rows")
         if len(self._waiting):
-            self._store(self._waiting)
+            self._full.append(self._waiting)
         self._files.write_labels(np.concatenate(self._labels))
         return self._samples
-
-    def _store(self, rows: Any) -> None:
-        self._files.write_given(self._batches, rows)
-        self._batches += 1
 
     def _rows(self, inputs: Given) -> tuple[Any, int]:
         """The rows of a chunk, and how many bytes they have."""
@@ -205,17 +225,41 @@ def too_large(limit: int) -> RequestTooLarge:
     )
 
 
-async def ingest_stream(chunks: AsyncIterator[DataChunk], intake: Intake) -> int:
-    """Take all chunks of a stream; returns how many samples there are."""
+async def ingest_stream(
+    chunks: AsyncIterator[DataChunk], intake: Intake, check: CheckImages
+) -> int:
+    """Take all chunks of a stream; returns how many samples there are.
+
+    Args:
+        check: refuses images that cannot be decoded.
+    """
     async for chunk in chunks:
-        await in_thread(lambda chunk=chunk: intake.add(chunk))  # type: ignore[misc]
-    return await in_thread(intake.finish)
+        await _stored(intake, check, lambda chunk=chunk: intake.add(chunk))  # type: ignore[misc]
+    return await _stored(intake, check, intake.finish)
+
+
+async def _stored(intake: Intake, check: CheckImages, work: Callable[[], T]) -> T:
+    """The result of work, after which all full batches are stored; one by one, to be cancelled."""
+    done = await in_thread(work)
+    while intake.full:
+        images = await in_thread(intake.store)
+        if images is not None:
+            await check(images)
+    return done
 
 
 async def ingest_stored(
-    stored: StoredSet, root: DataRoot, model: ModelInfo, intake: Intake, max_bytes: int
+    stored: StoredSet,
+    root: DataRoot,
+    model: ModelInfo,
+    intake: Intake,
+    max_bytes: int,
+    check: CheckImages,
 ) -> int:
     """Take rows of a data set on the server; returns how many samples there are.
+
+    Args:
+        check: refuses images that cannot be decoded.
 
     Raises:
         NotFound, InvalidRequest: there is no such data set, or it tells no labels.
@@ -223,8 +267,8 @@ async def ingest_stored(
     """
     pieces = await in_thread(lambda: _pieces(stored, root, model, max_bytes))
     while (chunk := await in_thread(lambda: next(pieces, None))) is not None:
-        await in_thread(lambda chunk=chunk: intake.add(chunk))  # type: ignore[misc]
-    return await in_thread(intake.finish)
+        await _stored(intake, check, lambda chunk=chunk: intake.add(chunk))  # type: ignore[misc]
+    return await _stored(intake, check, intake.finish)
 
 
 def _pieces(

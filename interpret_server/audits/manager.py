@@ -10,12 +10,14 @@ from pathlib import Path
 from ..data import DataRoot
 from ..engine.api import ModelInfo, Worker
 from ..engine.naming import no_model
-from ..errors import FailedPrecondition, NotFound, Unavailable
+from ..errors import FailedPrecondition, NotFound, Overloaded, Unavailable
+from .calls import check_images
 from .files import AuditFiles
 from .folders import Folders
 from .ingest import (
     MAX_SAMPLES,
     DataChunk,
+    Images,
     Intake,
     StoredSet,
     ingest_stored,
@@ -25,7 +27,7 @@ from .origins import origin_of
 from .plan import make_plan
 from .records import Audit, State
 from .runner import UnitRunner
-from .running import WAITS, MakeRunner, Run
+from .running import WAITS, MakeRunner, Run, retried
 from .spec import AuditSpec
 from .store import Store
 from .threads import in_thread
@@ -113,7 +115,8 @@ class Audits:
             InvalidRequest: naming a field of `spec`, `inputs` or `labels`.
             FailedPrecondition: the model lacks what the suite needs, or was replaced meanwhile.
             RequestTooLarge: the data set has too many bytes.
-            Unavailable: the server is shutting down.
+            Unavailable: the server is shutting down, or the worker that decodes images was lost.
+            Overloaded: the model's queue stays full, and images wait to be decoded.
         """
         self._check_open()
         model, plugins = self._find_model(spec.model), self._worker.plugins()
@@ -282,13 +285,21 @@ class Audits:
     async def _ingest(
         self, data: AsyncIterator[DataChunk] | StoredSet, model: ModelInfo, intake: Intake
     ) -> int:
+        async def check(batch: Images) -> None:
+            await retried(
+                lambda: check_images(self._worker, model, batch.images, batch.first),
+                self._waits,
+                (Overloaded,),
+                lambda _: self._check_open(),
+            )
+
         if not isinstance(data, StoredSet):
-            return await ingest_stream(data, intake)
+            return await ingest_stream(data, intake, check)
         if self._data is None:
             raise FailedPrecondition(
                 "inputs.dataset: the server has no data sets; start it with --data-root"
             )
-        return await ingest_stored(data, self._data, model, intake, self._max_bytes)
+        return await ingest_stored(data, self._data, model, intake, self._max_bytes, check)
 
     def _next(self) -> None:
         """Start audits that wait, as many as may run."""

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
 from itertools import islice
 from typing import Protocol, TypeVar
@@ -39,6 +39,27 @@ class Runner(Protocol):
 
 
 MakeRunner = Callable[[Worker, ModelInfo, AuditSpec, Plan], Runner]
+
+
+async def retried(
+    work: Callable[[], Awaitable[T]],
+    waits: Iterable[float],
+    errors: tuple[type[InterpretError], ...],
+    told: Callable[[InterpretError], None] = lambda error: None,
+) -> T:
+    """The result of work that is tried again after some errors.
+
+    Args:
+        waits: seconds before each further trial; longer where the error says so.
+        told: called with each such error; may raise.
+    """
+    for wait in waits:
+        try:
+            return await work()
+        except errors as error:
+            told(error)
+            await asyncio.sleep(max(wait, getattr(error, "retry_after", 0.0)))
+    return await work()
 
 
 class Run:
@@ -192,15 +213,12 @@ class Run:
         return self._store.add(self._audit.id, unit, result)
 
     async def _retried(self, work: Callable[[], Awaitable[T]]) -> T:
-        for wait in self._waits:
-            try:
-                return await work()
-            except (Unavailable, Overloaded) as error:
-                if self._leaving:
-                    raise
-                _logger.warning("audit %s waits: %s", self._audit.id, error.message)
-                await asyncio.sleep(max(wait, getattr(error, "retry_after", 0.0)))
-        return await work()
+        def told(error: InterpretError) -> None:
+            if self._leaving:
+                raise error
+            _logger.warning("audit %s waits: %s", self._audit.id, error.message)
+
+        return await retried(work, self._waits, (Unavailable, Overloaded), told)
 
     async def _stopped(self) -> None:
         """Nobody knows what was stored last; the database does."""

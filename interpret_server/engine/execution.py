@@ -16,7 +16,7 @@ from .failure import internal_error, logger
 from .group import Group, Settlement
 from .job import EngineJob, spans
 from .member import Member, Outcome, why_nobody_waits
-from .primitives import Original
+from .primitives import Decode, Original
 from .request import Request, join, take
 
 _NO_MEMORY = (
@@ -123,7 +123,7 @@ def _within_memory(
 ) -> dict[str, Tensor] | None:
     """The result of some rows, or None where they do not fit into the memory."""
     classifier, part = request.served.classifier, slice(rows.start, rows.stop)
-    as_sent = isinstance(request.plugin, Original)
+    as_sent = isinstance(request.plugin, Original | Decode)
     try:
         taken = take(batch, part, classifier, as_sent=as_sent)
         return _compute(request, taken, unknown[part], predicted[part], job)

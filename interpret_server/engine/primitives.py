@@ -1,4 +1,4 @@
-"""Predictions, gradients, activations and files' own answers, queued and merged as plugins are.
+"""Predictions, gradients, activations, files' own answers and decoding, queued as plugins are.
 
 They are not listed among the plugins.
 """
@@ -152,6 +152,25 @@ class Original(Plugin[NoParams, FileAnswered]):
         return FileAnswered(inputs, found.scores, found.classes, logits)
 
 
+@dataclass(frozen=True)
+class Decoded:
+    """What rows came to."""
+
+    values: Tensor = output("`(N,)`, how many values each row has.", like_input=False)
+
+
+class Decode(Plugin[NoParams, Decoded]):
+    """Only what is done to the inputs of every call: a refusal says that they cannot be decoded."""
+
+    name: ClassVar[str] = "_decode"
+    kind: ClassVar[Kind] = Kind.PRIMITIVE
+    target_kinds: ClassVar[frozenset[TargetKind]] = frozenset()
+
+    def run(self, model: Classifier, batch: Batch, params: NoParams, job: Job) -> Decoded:
+        values = batch.inputs.flatten(1).shape[1]
+        return Decoded(torch.full((len(batch),), values, dtype=torch.int64))
+
+
 def primitives() -> dict[str, Registration]:
     """The engine's own plugins, by name."""
     plugins: tuple[Plugin[Any, Any], ...] = (
@@ -159,5 +178,6 @@ def primitives() -> dict[str, Registration]:
         VectorJacobianProduct(),
         Activations(),
         Original(),
+        Decode(),
     )
     return {item.name: Registration(item, "interpret-server", __version__) for item in plugins}

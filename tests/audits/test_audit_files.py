@@ -16,6 +16,7 @@ from interpret_server.audits import ingest
 from interpret_server.audits.files import AuditFiles
 from interpret_server.audits.ingest import (
     DataChunk,
+    Images,
     Intake,
     StoredSet,
     ingest_stored,
@@ -47,7 +48,12 @@ async def take(
         for chunk in chunks:
             yield chunk
 
-    return await ingest_stream(stream(), Intake(files, model_info(**model), 4, max_bytes))
+    intake = Intake(files, model_info(**model), 4, max_bytes)
+    return await ingest_stream(stream(), intake, no_check)
+
+
+async def no_check(batch: Images) -> None:
+    assert batch.images
 
 
 def chunks(rows: Any, sizes: tuple[int, ...]) -> list[DataChunk]:
@@ -84,6 +90,24 @@ async def test_images_come_back_byte_for_byte(files: AuditFiles):
     await take(files, DataChunk(images[:1], (0,)), DataChunk(images[1:], (1, 2, 0, 1, 2)))
     assert files.given(0) == images[:4]
     assert files.given(1) == images[4:]
+
+
+async def test_batches_of_images_are_checked_as_they_fill_up_and_the_last_one_at_the_end(
+    files: AuditFiles,
+):
+    images = tuple(os.urandom(5) for _ in range(6))
+    seen: list[Any] = []
+
+    async def stream() -> AsyncIterator[DataChunk]:
+        for first in (0, 3):
+            yield DataChunk(images[first : first + 3], (0, 1, 2))
+            seen.append("next")
+
+    async def check(batch: Images) -> None:
+        seen.append(tuple(batch))
+
+    assert await ingest_stream(stream(), Intake(files, model_info(), 4, 1 << 20), check) == 6
+    assert seen == ["next", (0, images[:4]), "next", (4, images[4:])]
 
 
 @pytest.mark.parametrize(
@@ -161,7 +185,7 @@ async def test_stored_sets_are_read_in_pieces(tmp_path: Path, files: AuditFiles,
     monkeypatch.setattr(ingest, "_PIECE", 3 * ROWS[0].nbytes)
     root, intake = DataRoot(tmp_path), Intake(files, model_info(), 4, 1 << 20)
     stored = StoredSet("set", start=1, count=8)
-    assert await ingest_stored(stored, root, model_info(), intake, 1 << 20) == 8
+    assert await ingest_stored(stored, root, model_info(), intake, 1 << 20, no_check) == 8
     np.testing.assert_array_equal(values(files.given(0)), ROWS[1:5])
     np.testing.assert_array_equal(values(files.given(1)), ROWS[5:9])
     np.testing.assert_array_equal(files.labels(), LABELS[1:9])
@@ -187,7 +211,7 @@ async def test_wrong_stored_sets_are_named(
     np.savez(tmp_path / "large.npz", x=np.concatenate([ROWS, ROWS]), y=np.array(LABELS * 2))
     intake = Intake(files, model_info(), 4, 200)
     with pytest.raises(error, match=message):
-        await ingest_stored(stored, DataRoot(tmp_path), model_info(), intake, 200)
+        await ingest_stored(stored, DataRoot(tmp_path), model_info(), intake, 200, no_check)
 
 
 def test_inputs_and_examples_are_mapped_not_read(files: AuditFiles):

@@ -3,7 +3,9 @@
 import asyncio
 import hashlib
 import json
+import struct
 import threading
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -206,6 +208,30 @@ def give_up(client: Client, rows: np.ndarray, labels: np.ndarray) -> None:
         client.audit("net", rows, labels, epsilon=0.1)
 
 
+def test_an_image_that_cannot_be_decoded_is_refused_with_its_number(
+    client: Client, folder: Path, tmp_path: Path
+) -> None:
+    pixels = np.random.default_rng(0).integers(100, 150, (3, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "whole.png")
+    whole = (tmp_path / "whole.png").read_bytes()
+    known = [run.id for run in client.audits()]
+    for wrong, problem in (
+        (whole[:45], "the image is truncated or corrupt"),
+        (b"GIF89a", "the bytes are neither a JPEG nor a PNG image"),
+        (huge(whole), "the image is too large; at most 50000000 pixels"),
+    ):
+        with pytest.raises(InvalidRequest, match=f"^inputs: row 7: {problem}"):
+            client.audit("net", [whole] * 7 + [wrong], [0] * 8, epsilon=0.1, batch_size=3)
+    assert [run.id for run in client.audits()] == known
+    assert not list((folder / "audits").glob(".new-*"))
+
+
+def huge(png: bytes) -> bytes:
+    """A picture that says it is so large that nobody should decode it."""
+    head = b"IHDR" + struct.pack(">II", 60000, 60000) + png[24:29]
+    return png[:12] + head + struct.pack(">I", zlib.crc32(head)) + png[33:]
+
+
 @pytest.fixture
 def interpret(
     address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -263,4 +289,6 @@ def test_the_command_line_audits_a_folder_of_images(interpret: Callable[..., Res
     Path("images/0/spoiled.png").write_bytes(b"no image")
     spoiled = interpret("run", "net", "images", *words)
     assert spoiled.exit_code == 1
-    assert "failed" in spoiled.stderr
+    row = sum(not label for label in labels)  # the last one of its class
+    problem = "the bytes are neither a JPEG nor a PNG image"
+    assert spoiled.stderr == f"Error: inputs: row {row}: {problem}\n"

@@ -21,7 +21,7 @@ from interpret_plugins.attacks.fgsm import FGSM
 from interpret_server.engine.api import Array, Call, Result
 from interpret_server.engine.arrays import to_array, to_tensor
 from interpret_server.engine.local import LocalWorker
-from interpret_server.errors import FailedPrecondition
+from interpret_server.errors import FailedPrecondition, InvalidRequest
 from interpret_server.models.manifest import Manifest
 from interpret_server.registry import Registry
 from interpret_server.testing import classifier
@@ -180,10 +180,14 @@ async def test_encoded_images_give_the_rows_that_plugins_see(tmp_path: Path) -> 
         await worker.load("net", path, Manifest.model_validate(IMAGE))
         found = await ask(worker, "_original", (file.getvalue(),))
         again = await ask(worker, "_original", to_array(found["inputs"]))
+        told = await ask(worker, "_decode", (file.getvalue(),) * 2)
+        with pytest.raises(InvalidRequest, match=r"inputs\.images\[1\]: the image is truncated"):
+            await ask(worker, "_decode", (file.getvalue(), file.getvalue()[:-30]))
     torch.testing.assert_close(
         found["inputs"][0], torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
     )
     assert torch.equal(again["scores"], found["scores"])
+    assert told["values"].tolist() == [48, 48]
 
 
 class Deciding(nn.Module):
