@@ -82,14 +82,16 @@ def _lines(told: str, found: str) -> Iterator[Complaint]:
     ours, theirs = found.split("\n"), told.split("\n")
     differ = [place for place, (x, y) in enumerate(zip(theirs, ours, strict=False)) if x != y]
     if len(ours) != len(theirs):
-        first = differ[0] if differ else min(len(ours), len(theirs))
+        place = differ[0] if differ else min(len(ours), len(theirs))
+        first = "".join(theirs[place : place + 1])[: 2 * _AROUND]
         yield _complaint(
-            f"has {len(theirs)} lines, and comes to {len(ours)}; they differ from line {first + 1}"
+            f"has {len(theirs)} lines of text, and comes to {len(ours)}; the first that differs "
+            f"is {first!r}"
         )
         return
     for place in differ[:_MOST]:
         one, other = _around(theirs[place], ours[place])
-        yield _complaint(f"line {place + 1} has {one!r}, and comes to {other!r}")
+        yield _complaint(f"has {one!r}, and comes to {other!r}")
     if len(differ) > _MOST:
         yield _complaint(f"{len(differ) - _MOST} more lines differ")
 

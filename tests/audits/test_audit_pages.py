@@ -82,7 +82,7 @@ def test_a_changed_figure_is_named(copied: Path):
     told = figure[0].replace(figure[1], "99.0%")
     change(copied, lambda page: page.replace(figure[0], told))
     (complaint,), notes = judged(copied)
-    assert re.match(r"report\.html line \d+ has '.*99\.0%.*', and comes to '.*'", complaint)
+    assert re.match(r"report\.html has '.*99\.0%.*', and comes to '.*'", complaint)
     assert figure[1] in complaint
     assert notes == []
 
@@ -98,7 +98,8 @@ def test_every_changed_line_is_named_up_to_twenty(copied: Path):
 def test_an_added_line_is_named(copied: Path, added: str):
     change(copied, lambda page: page.replace("<section>\n", f"<section>\n{added}", 1))
     complaints, _ = judged(copied)
-    assert re.match(r"report\.html (has \d+ lines, and comes to \d+|line \d+ has)", complaints[0])
+    assert complaints[0].startswith("report.html has ")
+    assert added.strip()[:12] in complaints[0]
 
 
 def test_a_changed_curve_is_named(copied: Path):
