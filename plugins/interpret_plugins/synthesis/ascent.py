@@ -2,7 +2,7 @@
 
 The order of a step is that of the reference implementation of Yosinski et al. 2015, "Understanding
 neural networks through deep visualization", section 3: clip, gradient, decay, blur, pixels of
-small norm to 0, pixels of small contribution to 0.
+small norm to 0, pixels of small contribution to 0. The limit of the spectrum comes after the blur.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,16 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .spatial import Axes, blur, pixels
+from .spatial import Axes, blur, limited, pixels
 
 _BYTE = 255.0  # the published rates and noise assume pixels of 0 to 255
-
-
-class Score(StrEnum):
-    """What is maximised."""
-
-    VALUE = "value"  # the target's value: a logit S_c, or a unit's activation
-    LOG_ODDS = "log_odds"  # S_c - log sum of exp(S_k) over the other classes
 
 
 class Policy(StrEnum):
@@ -39,10 +32,11 @@ class Settings:
 
     Args:
         steps: gradient steps in all, shared among the octaves.
-        score: what is maximised.
         policy: how the step is made of the gradient.
         rate: learning rate; its meaning depends on the policy.
         rate_end: the last rate over the first; between them it changes in equal differences.
+        rivals: weight r of the other classes in what is maximised, `S_c - r log sum exp(S_k)`
+            over k other than c; 1 is the log odds. For classes only.
         progress: rise of the target's value per step that `Policy.PROGRESS` aims at.
         l2: weight of the penalty `l2 * |z|^2`.
         decay: share of z taken away after each step.
@@ -52,6 +46,8 @@ class Settings:
             first step to the last.
         lowest_frequency: cycles per largest axis; lower frequencies are multiplied as this one.
         chroma: share of the gradient's differences between a pixel's channels that is kept.
+        spectrum_limit: standard deviation of the image of 1/f amplitudes that no band of half an
+            octave may be stronger than (0: no limit).
         norm_percentile: pixels whose norm lies below this percentile are set to the centre.
         contribution_percentile: the same for |sum over channels of z * gradient|.
         views: how many views of the image the gradients of a step are summed over.
@@ -62,6 +58,7 @@ class Settings:
         contrast: standard deviation of the logarithm of a view's contrast, and twice that of the
             brightness of its channels.
         settle: share of the steps, at the end, on the image as it is: one view, no noise.
+        average: share of the steps, at the end, whose images' mean is the result.
         octaves: sizes to work through, coarse to fine.
         octave_ratio: each size over the one before.
         start_noise: standard deviation of the noise added to the start.
@@ -72,7 +69,7 @@ class Settings:
     policy: Policy
     rate: float
     rate_end: float = 1.0
-    score: Score = Score.VALUE
+    rivals: float = 0.0
     progress: float = 2.0
     l2: float = 0.0
     decay: float = 0.0
@@ -82,6 +79,7 @@ class Settings:
     spectrum: tuple[float, float] = (0.0, 0.0)
     lowest_frequency: float = 1.0
     chroma: float = 1.0
+    spectrum_limit: float = 0.0
     norm_percentile: float = 0.0
     contribution_percentile: float = 0.0
     views: int = 1
@@ -91,6 +89,7 @@ class Settings:
     noise: float = 0.0
     contrast: float = 0.0
     settle: float = 0.0
+    average: float = 0.0
     octaves: int = 1
     octave_ratio: float = 1.4
     start_noise: float = 0.0
@@ -116,7 +115,7 @@ def _octaves(sizes: tuple[int, ...], channels: int) -> Settings:
     if smallest < 64:
         return Settings(
             steps=200,
-            score=Score.LOG_ODDS,
+            rivals=1.0,
             policy=Policy.NORMALIZED,
             rate=2.4 / _BYTE,
             decay=0.002,
@@ -142,14 +141,18 @@ def _octaves(sizes: tuple[int, ...], channels: int) -> Settings:
         return replace(common, gradient_blur=(2.0, 0.6))
     return replace(
         common,
-        rate_end=1 / 3,
+        rivals=0.5,
+        rate_end=1 / 6,
         views=2,
         zoom=(0.4, 1.0),
         mirror=True,
         contrast=0.3,
         spectrum=(1.2, 0.8),
         lowest_frequency=2.0,
+        spectrum_limit=0.2,
         chroma=0.3 if channels == 3 else 1.0,
+        settle=0.0,
+        average=0.2,
     )
 
 
@@ -206,6 +209,8 @@ def ascend(z: Tensor, gradient: Tensor, step: int, settings: Settings, axes: Axe
     z = (z + per_row(rate, z) * gradient) * (1 - settings.decay)
     if settings.blur_every and step % settings.blur_every == 0:
         z = blur(z, axes, settings.blur_sigma)
+    if settings.spectrum_limit:
+        z = limited(z, axes, settings.spectrum_limit)
     if settings.norm_percentile:
         z = _keep_large(z, pixels(z.square(), axes).sqrt(), settings.norm_percentile)
     if settings.contribution_percentile:

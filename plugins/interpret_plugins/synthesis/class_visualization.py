@@ -24,7 +24,7 @@ from interpret_server.plugin import (
     output,
 )
 
-from .ascent import Policy, Score, Settings, ascend, preset
+from .ascent import Policy, Settings, ascend, preset
 from .centred import Centred
 from .spatial import Axes, blur, muted, octave_sizes, pink, resample, resize
 from .views import random_light, random_windows
@@ -51,10 +51,12 @@ class ClassVisualizationParams(Params):
         "sets of regularisation (3 is the main one).",
     )
     steps: int | None = Field(None, ge=1, le=10_000, description="Gradient steps in all.")
-    score: Score | None = Field(
+    rivals: float | None = Field(
         None,
-        description="value: the target's value (a class's logit); log_odds: a class's logit less "
-        "the log-sum-exp of the others, for classes only.",
+        ge=0,
+        le=1,
+        description="How much of the log-sum-exp of the other classes' logits is taken from the "
+        "class's own in what is maximised; at 1 it is the log odds. For classes only.",
     )
     policy: Policy | None = Field(
         None,
@@ -100,6 +102,13 @@ class ClassVisualizationParams(Params):
         le=1,
         description="Share of the gradient's differences between the channels of a pixel that is "
         "kept; colours of photos differ much less than their brightness.",
+    )
+    spectrum_limit: float | None = Field(
+        None,
+        ge=0,
+        le=10,
+        description="Standard deviation, in z, of an image whose amplitudes fall as 1/f; after a "
+        "step, half octaves that are stronger than its own are scaled down; 0 for no limit.",
     )
     norm_percentile: float | None = Field(
         None,
@@ -148,6 +157,13 @@ class ClassVisualizationParams(Params):
         le=1,
         description="Share of the steps, at the end, that see the image as it is, without noise.",
     )
+    average: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Share of the steps, at the end, whose images' mean is the result; 0 for the "
+        "last image.",
+    )
     octaves: int | None = Field(
         None,
         ge=1,
@@ -179,7 +195,8 @@ class ClassVisualization(Plugin[ClassVisualizationParams, ClassVisualizationResu
 
     Maximises `S_c(x) - l2 * |z|^2` over centred inputs z by gradient ascent from the neutral
     input (or from the inputs, where given), `S_c` being the target's value: a logit, never a
-    probability. Simonyan et al. 2013, "Deep inside convolutional networks", section 2, equation 1;
+    probability. `rivals` takes a share of the log-sum-exp of the other classes' logits from it.
+    Simonyan et al. 2013, "Deep inside convolutional networks", section 2, equation 1;
     regularisations of Yosinski et al. 2015, section 3 and table 1; octaves and jitter of
     Mordvintsev et al. 2015 ("Inceptionism"); gradients by the spectrum and the colours of photos
     after Olah et al. 2017, "Feature visualization"; random light after Ghiasi et al. 2021,
@@ -195,19 +212,20 @@ class ClassVisualization(Plugin[ClassVisualizationParams, ClassVisualizationResu
         self, model: Classifier, batch: Batch, params: ClassVisualizationParams, job: Job
     ) -> ClassVisualizationResult:
         targets_class = batch.targets.kind is TargetKind.CLASS and batch.targets.layer is None
-        if params.score is Score.LOG_ODDS and not targets_class:
-            raise InvalidRequest.field("params.score", "log_odds needs a class as the target")
+        if params.rivals and not targets_class:
+            raise InvalidRequest.field("params.rivals", "only a class as the target has rivals")
         axes, space = Axes.of(model), Centred.of(model)
         full = axes.sizes(batch.inputs.shape)
         chosen = preset(params.preset, full, axes.channel_count(batch.inputs.shape))
         settings = chosen.updated(params.model_dump(exclude={"preset"}))
         if not targets_class:
-            settings = replace(settings, score=Score.VALUE)
+            settings = replace(settings, rivals=0.0)
         levels = 1 if batch.has_inputs else settings.octaves
         sizes = octave_sizes(full, levels, settings.octave_ratio, _SMALLEST_OCTAVE)
         z = resize(space.from_input(batch.inputs), axes, sizes[0])
         z = z + settings.start_noise * normal_rows(batch.seeds, settings.steps * settings.views, z)
         previews = max(1, settings.steps // 20)
+        averaged, mean = round(settings.steps * settings.average), torch.zeros_like(z)
         for step in job.track(settings.steps):
             size = sizes[step * len(sizes) // settings.steps]
             z = resize(z, axes, size)
@@ -215,9 +233,12 @@ class ClassVisualization(Plugin[ClassVisualizationParams, ClassVisualizationResu
                 z = space.resized(model.input_shape, axes, size).clip(z)
             gradient = _gradient(model, batch, z, step, settings)
             z = ascend(z, gradient, step, settings, axes)
+            if (before := step - (settings.steps - averaged)) >= 0:
+                mean = resize(mean, axes, size) * (before / (before + 1)) + z / (before + 1)
             if step % previews == 0:
                 job.preview(images=space.to_input(resize(z, axes, full), clip=True))
-        images = space.to_input(resize(z, axes, full), clip=True)
+        made = mean if averaged else z
+        images = space.to_input(resize(made, axes, full), clip=True)
         with torch.no_grad():
             value, logits = model.objective(images, batch.targets)
             logits = model(images) if logits is None else logits
@@ -240,8 +261,9 @@ def _gradient(model: Classifier, batch: Batch, z: Tensor, step: int, settings: S
             else:
                 shown = resize(leaf, axes, full)
             score, logits = model.objective(space.to_input(shown), batch.targets)
-            if settings.score is Score.LOG_ODDS and logits is not None:
-                score = score - logits.scatter(1, batch.targets.index, -torch.inf).logsumexp(1)
+            if settings.rivals and logits is not None:
+                others = logits.scatter(1, batch.targets.index, -torch.inf)
+                score = score - settings.rivals * others.logsumexp(1)
             (gradient,) = torch.autograd.grad(score.sum(), leaf)
         total = total + gradient
     gradient = muted(total / views - 2 * settings.l2 * z, axes, settings.chroma)

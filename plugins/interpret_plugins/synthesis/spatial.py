@@ -160,6 +160,41 @@ def amplitudes(
     return scale
 
 
+def limited(x: Tensor, axes: Axes, deviation: float) -> Tensor:
+    """No band of half an octave stronger than that of an image of 1/f amplitudes.
+
+    That image has the standard deviation `deviation` over its pixels, and 0.3 of it is what the
+    mean of a row may lie off 0, both as the root mean square over channels. Amplitudes of
+    photos follow 1/f (Field 1987, "Relations between the statistics of natural images and the
+    response properties of cortical cells").
+    """
+    if not axes.spatial:
+        return x
+    sizes = axes.sizes(x.shape)
+    inverse = amplitudes(x, axes, sizes, 1.0)
+    cycles = max(sizes) / inverse  # per largest axis, not under 1
+    band = (2 * cycles.log2() + 1e-6).floor().long() + 1
+    weight = torch.full_like(inverse, 2.0)  # of a coefficient and its conjugate
+    last = weight.movedim(axes.spatial[-1], -1)
+    last[..., 0] = 1
+    if sizes[-1] % 2 == 0:
+        last[..., -1] = 1
+    band.view(-1)[0] = 0  # the mean
+    power = weight * inverse.square()
+    power.view(-1)[0] = 0
+    allowed = power.new_zeros(int(band.max()) + 1).index_add(0, band.flatten(), power.flatten())
+    allowed = allowed * (deviation * math.prod(sizes)) ** 2 / power.sum()
+    allowed[0] = (0.3 * deviation * math.prod(sizes)) ** 2
+    spectrum = torch.fft.rfftn(x, dim=axes.spatial)
+    energy = weight * spectrum.abs().square()
+    energy = energy.mean(axes.channels, keepdim=True) if axes.channels else energy
+    found = allowed.new_zeros(len(x), len(allowed)).index_add(1, band.flatten(), energy.flatten(1))
+    gain = (allowed / found.clamp_min(torch.finfo(x.dtype).tiny)).sqrt().clamp(max=1)
+    spectrum = spectrum * gain[:, band.flatten()].view(energy.shape)
+    kept: Tensor = torch.fft.irfftn(spectrum, s=sizes, dim=axes.spatial)
+    return kept
+
+
 def muted(x: Tensor, axes: Axes, share: float) -> Tensor:
     """Every pixel's mean over the channels plus `share` of each channel's difference from it."""
     if not axes.channels or share == 1:

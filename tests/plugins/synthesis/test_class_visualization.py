@@ -187,10 +187,39 @@ def test_units_of_a_layer_can_be_targets(kind: TargetKind, index: list[int]) -> 
     assert result.probability is None
 
 
-def test_log_odds_of_a_neuron_are_refused() -> None:
+def test_a_neuron_has_no_rivals() -> None:
     targets = Targets(TargetKind.CHANNEL, torch.tensor([[1]]), "0")
-    with pytest.raises(InvalidRequest, match="log_odds needs a class"):
-        _run(_image_model(), [0], targets=targets, score="log_odds")
+    with pytest.raises(InvalidRequest, match="only a class as the target has rivals"):
+        _run(_image_model(), [0], targets=targets, rivals=0.5)
+
+
+def test_rivals_are_taken_from_the_logit() -> None:
+    linear, rivals, rate = nn.Linear(6, 4).double(), 0.3, 1e-3
+    model = classifier(linear, (6,), bounds=None)
+    settings = {"preset": "simonyan", "steps": 1, "rate": rate, "l2": 0.0}
+    moved = _run(model, [2], rivals=rivals, **settings).images - model.neutral(1)
+    logits = linear(model.neutral(1))[0].detach()
+    others = [0, 1, 3]
+    shares = logits[others].exp() / logits[others].exp().sum()
+    gradient = linear.weight[2] - rivals * (shares @ linear.weight[others])
+    torch.testing.assert_close(moved[0], rate * gradient * model.scale**2, rtol=1e-9, atol=0)
+
+
+def test_the_mean_of_the_last_images_is_the_result() -> None:
+    settings = {"preset": "simonyan", "rate": 0.02, "clip": False}
+    model = _image_model()
+    last = [_run(model, [0, 1], steps=steps, **settings).images for steps in (4, 5, 6)]
+    result = _run(model, [0, 1], steps=6, average=0.5, **settings)
+    torch.testing.assert_close(result.images, torch.stack(last).mean(0))
+    assert not torch.allclose(result.images, last[-1])
+
+
+def test_the_mean_reaches_over_octaves() -> None:
+    network = nn.Sequential(nn.AvgPool2d(8), nn.Flatten(), nn.Linear(144, 2))
+    model = classifier(network, (1, 96, 96))
+    images = _run(model, [0], steps=6, octaves=2, average=1.0).images
+    assert images.shape == (1, 1, 96, 96)
+    assert (model(images)[0, 0] > model(model.neutral(1))[0, 0]).item()
 
 
 def test_given_inputs_are_the_start() -> None:

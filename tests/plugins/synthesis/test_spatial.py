@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from interpret_plugins.synthesis.spatial import (
     Axes,
     blur,
+    limited,
     muted,
     octave_sizes,
     pink,
@@ -217,6 +218,42 @@ def test_pink_equals_numpys_full_transform(
         spectrum = np.fft.fftn(expected, axes=axes.spatial) / frequency.reshape(view) ** power
         expected = np.fft.ifftn(spectrum, axes=axes.spatial).real
     np.testing.assert_allclose(pink(x, axes, power, lowest).numpy(), expected, atol=1e-10)
+
+
+@layouts
+def test_limited_bands_are_those_of_the_image_of_one_over_f(
+    shape: tuple[int, ...], axes: Axes
+) -> None:
+    x, deviation = 0.5 + _batch(shape), 0.07
+    kept = limited(x, axes, deviation)
+    if not axes.spatial:
+        assert kept is x
+        return
+    sizes = [x.shape[axis] for axis in axes.spatial]
+    grids = np.meshgrid(*(np.fft.fftfreq(size) * max(sizes) for size in sizes), indexing="ij")
+    cycles = np.sqrt(sum(grid**2 for grid in grids))
+    away = cycles > 0
+    power = np.where(away, 1 / np.maximum(cycles, 1) ** 2, 0)
+    power *= (deviation * cycles.size) ** 2 / power.sum()
+    band = np.where(away, np.floor(2 * np.log2(np.maximum(cycles, 1)) + 1e-6), -1)
+    others = tuple(axis for axis in range(1, x.dim()) if axis not in axes.spatial)
+
+    def energies(rows: Tensor) -> np.ndarray:
+        squares = np.abs(np.fft.fftn(rows.numpy(), axes=axes.spatial)) ** 2
+        squares = squares.mean(others)
+        return np.stack([squares[:, band == name].sum(1) for name in np.unique(band)], 1)
+
+    allowed = np.array([power[band == name].sum() for name in np.unique(band)])
+    allowed[0] = (0.3 * deviation * cycles.size) ** 2
+    before = energies(x)
+    assert (before > allowed).any()
+    np.testing.assert_allclose(energies(kept), np.minimum(before, allowed), rtol=1e-6)
+
+
+def test_what_is_weak_enough_is_not_limited() -> None:
+    x = 1e-3 * _batch((3, 9, 8))
+    torch.testing.assert_close(limited(x, Axes((2, 3), (1,)), 0.2), x)
+    torch.testing.assert_close(limited(0 * x, Axes((2, 3), (1,)), 0.2), 0 * x)
 
 
 @layouts
