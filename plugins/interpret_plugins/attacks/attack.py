@@ -210,14 +210,20 @@ class Attempt:
 
     def saw(self, rows: Tensor, gradient: Tensor) -> None:
         """A gradient `(n, *input_shape)` of `rows` was found."""
-        self.flat[rows] &= ~gradient.flatten(1).any(1)
+        if self.flat[rows].any():
+            self.flat[rows] &= ~gradient.flatten(1).any(1)
+
+    def wants(self, rows: Tensor, logits: Tensor) -> Tensor:
+        """Of `rows`, those that would keep points with these logits."""
+        return self.goal.take(rows).margin(logits) > self.margin[rows]
 
     def offer(self, rows: Tensor, x: Tensor, logits: Tensor) -> None:
         """Keep, of `rows`, the points of `x` that are closer to success than any before."""
         margin = self.goal.take(rows).margin(logits)
-        better = margin > self.margin[rows]
-        self.best[rows[better]] = x[better]
-        self.margin[rows[better]] = margin[better]
+        better = torch.nonzero(margin > self.margin[rows]).squeeze(1)
+        if len(better):
+            self.best[rows[better]] = x[better]
+            self.margin[rows[better]] = margin[better]
 
     def done(self, rows: Tensor) -> Tensor:
         """Of `rows`, those that need no further steps."""

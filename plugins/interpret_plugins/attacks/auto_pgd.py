@@ -176,7 +176,8 @@ def climb(
             state.check(distance)
             distance = max(1, int(_LEAST * steps), distance - max(1, int(_SHORTER * steps)))
             left = distance
-        state, region, goal = state.keep(~won), region.take(~won), goal.take(~won)
+        if won.any():
+            state, region, goal = state.keep(~won), region.take(~won), goal.take(~won)
         yield
     return state.best
 

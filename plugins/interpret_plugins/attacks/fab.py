@@ -12,9 +12,11 @@ from interpret_server.plugin import Batch, Classifier, InvalidRequest, Job, Plug
 
 from .attack import Attack, AttackResult, Attempt, RadiusParams, drive
 from .hyperplanes import reach
+from .losses import Goal
 from .minimal import MinimalAttempt
 from .norms import per_row
 from .planes import between, candidates, nearest_plane, size_in
+from .region import Region
 
 _FINAL = 12  # bisections between the input and the nearest point found
 _START = 0.5  # of the best distance: how far random starts lie at most
@@ -166,69 +168,97 @@ def _units(reach_of: Tensor) -> Tensor:
     return torch.where(torch.isinf(reach_of), torch.ones_like(reach_of), reach_of)
 
 
+@dataclass
+class _Part:
+    """What a run asks of its rows; every tensor has one row for each.
+
+    Args:
+        region, goal: theirs.
+        lower, upper: the model's bounds.
+        scale: the units of Linf.
+        boxed: values of a row have units of their own.
+    """
+
+    region: Region
+    goal: Goal
+    lower: Tensor
+    upper: Tensor
+    scale: Tensor
+    boxed: bool
+
+    @classmethod
+    def of(cls, attempt: Attempt, rows: Tensor) -> "_Part":
+        region, inputs = attempt.region.take(rows), attempt.batch.inputs[rows]
+        everywhere = region.everywhere(inputs, "l2", attempt.model.bounds)
+        scale = _units(region.reach)
+        boxed = bool((scale.flatten(1) != scale.flatten(1)[:, :1]).any())
+        return cls(
+            region, attempt.goal.take(rows), everywhere.lower, everywhere.upper, scale, boxed
+        )
+
+
 def _run(
     attempt: Attempt, nearest: _Nearest, rows: Tensor, x: Tensor, classes: Tensor, walk: Walk
 ) -> Iterator[None]:
     """One run of some rows, and the bisection of what they found."""
-    everywhere = attempt.region.everywhere(attempt.batch.inputs, "l2", attempt.model.bounds)
+    part = _Part.of(attempt, rows)
     for _ in range(walk.steps):
-        region, box, goal = (
-            attempt.region.take(rows),
-            everywhere.take(rows),
-            attempt.goal.take(rows),
-        )
-        scale, start = _units(region.reach), region.middle
-        plane = nearest_plane(attempt.model, x, goal, classes, region.norm, scale)
+        norm, start, scale = part.region.norm, part.region.middle, part.scale
+        plane = nearest_plane(attempt.model, x, part.goal, classes, norm, scale)
         attempt.queries[rows] += 2 + classes.shape[1]
         attempt.saw(rows, plane.normal)
-        ahead = [
-            reach(region.norm.name, point, plane.normal, change, box.lower, box.upper, scale)
-            for point, change in (
-                (x, -plane.value),
-                (start, -plane.value + (plane.normal * (x - start)).flatten(1).sum(1)),
-            )
-        ]
-        from_x, from_start = (
-            size_in(region.norm, point - origin, scale)
-            for point, origin in zip(ahead, (x, start), strict=True)
+        points = torch.cat([x, start])
+        along = (plane.normal * (x - start)).flatten(1).sum(1)
+        ahead = reach(
+            norm.name,
+            points,
+            torch.cat([plane.normal] * 2),
+            torch.cat([-plane.value, along - plane.value]),
+            torch.cat([part.lower] * 2),
+            torch.cat([part.upper] * 2),
+            torch.cat([scale] * 2) if part.boxed else None,
         )
+        moved = ahead - points
+        from_x, from_start = size_in(norm, moved, torch.cat([scale] * 2)).chunk(2)
         weight = from_x / (from_x + from_start).clamp(min=torch.finfo(x.dtype).tiny)
-        stepped = between(
-            x + walk.eta * (ahead[0] - x),
-            start + walk.eta * (ahead[1] - start),
-            weight.clamp(max=walk.alpha_max),
-        )
-        x = stepped.clamp(box.lower, box.upper)
-        won = _try(attempt, nearest, rows, x)
+        onward, anew = (points + walk.eta * moved).chunk(2)
+        x = between(onward, anew, weight.clamp(max=walk.alpha_max))
+        x = x.clamp(part.lower, part.upper)
+        won = _try(attempt, nearest, rows, part.region, x)
         pulled = between(start, x, torch.full_like(weight, walk.beta))
         x = torch.where(per_row(won, x), pulled, x)
         left = ~attempt.done(rows)
-        rows, x, classes = rows[left], x[left], classes[left]
+        if not left.all():
+            rows, x, classes = rows[left], x[left], classes[left]
+            part = _Part.of(attempt, rows)
         yield
         if not len(rows):
             return
     rows = rows[torch.isfinite(nearest.distance[rows])]
     low, high = torch.zeros_like(nearest.distance[rows]), torch.ones_like(nearest.distance[rows])
-    ends = nearest.x[rows]
+    ends, region = nearest.x[rows], attempt.region.take(rows)
     for _ in range(_FINAL):
         if not len(rows):
             return
         share = (low + high) / 2
-        won = _try(attempt, nearest, rows, between(attempt.region.middle[rows], ends, share))
+        won = _try(attempt, nearest, rows, region, between(region.middle, ends, share))
         low, high = torch.where(won, low, share), torch.where(won, share, high)
         left = ~attempt.done(rows)
-        rows, low, high, ends = rows[left], low[left], high[left], ends[left]
+        if not left.all():
+            rows, low, high, ends = rows[left], low[left], high[left], ends[left]
+            region = region.take(left)
         yield
 
 
-def _try(attempt: Attempt, nearest: _Nearest, rows: Tensor, x: Tensor) -> Tensor:
-    """Predict points; keep the successes. Returns which reached the goal."""
-    region = attempt.region.take(rows)
+def _try(attempt: Attempt, nearest: _Nearest, rows: Tensor, region: Region, x: Tensor) -> Tensor:
+    """Predict points in the region of some rows; keep the successes, and tell which they are."""
     with torch.no_grad():
         logits = attempt.model(x)
     attempt.queries[rows] += 1
     won = attempt.clear(rows, logits)
     nearest.keep(rows, x, size_in(region.norm, x - region.middle, _units(region.reach)), won)
-    inside = region.holds(x)
-    attempt.offer(rows[inside], x[inside], logits[inside])
+    hopeful = torch.nonzero(attempt.wants(rows, logits)).squeeze(1)
+    if len(hopeful):
+        inside = hopeful[region.take(hopeful).holds(x[hopeful])]
+        attempt.offer(rows[inside], x[inside], logits[inside])
     return won

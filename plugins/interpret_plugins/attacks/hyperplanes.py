@@ -35,28 +35,34 @@ def reach(
     distorted Adversarial Examples with a Fast Adaptive Boundary Attack", section 2.
     """
     slope = (normal * per_row(change.sign(), normal)).flatten(1)
-    room = torch.where(slope > 0, (upper - x).flatten(1), (x - lower).flatten(1)).clamp(min=0)
-    speed = torch.ones_like(slope) if scale is None else scale.flatten(1)
+    room = torch.where(slope > 0, (upper - x).flatten(1), (x - lower).flatten(1)).clamp_(min=0)
+    speed = None if scale is None else scale.flatten(1)
     moved = _MOVES[norm](slope.abs(), room, change.abs(), speed)
-    return (x + (slope.sign() * moved).reshape(x.shape)).clamp(lower, upper)
+    return (x + moved.copysign_(slope).reshape(x.shape)).clamp_(lower, upper)
 
 
-def _together(slope: Tensor, room: Tensor, change: Tensor, speed: Tensor) -> Tensor:
-    """How far each value moves where all move at their speeds until their room is used up."""
-    time = torch.where(slope > 0, room / speed.clamp(min=_LEAST), 0)  # at which a value stops
-    order = time.argsort(dim=1)
-    stops, gains = time.gather(1, order), (slope * speed).gather(1, order)
-    # Just before the i-th stop, values i and later still move; those before have done their part.
-    moving = gains.flip(1).cumsum(1).flip(1)
-    done = (gains * stops).cumsum(1) - gains * stops
-    reached = done + moving * stops
-    place = (reached < change.unsqueeze(1)).sum(1, keepdim=True).clamp(max=slope.shape[1] - 1)
-    left = change.unsqueeze(1) - done.gather(1, place)
-    end = (left / moving.gather(1, place).clamp(min=_LEAST)).clamp(min=0)
-    return torch.minimum(end * speed, room) * (slope > 0)
+def _together(slope: Tensor, room: Tensor, change: Tensor, speed: Tensor | None) -> Tensor:
+    """How far each value moves where all move at their speeds until their room is used up.
+
+    What they have made of the change by a time is concave and piecewise linear, so that Newton's
+    steps from 0 come to the time of the whole change from below, after finitely many of them.
+    """
+    gain = slope if speed is None else slope * speed
+    stop = room if speed is None else room / speed.clamp(min=_LEAST)
+    time = (change / gain.sum(1).clamp(min=_LEAST)).unsqueeze(1)
+    late = torch.ones_like(time, dtype=torch.bool)
+    while late.any():
+        left = change.unsqueeze(1) - (gain * torch.minimum(stop, time)).sum(1, keepdim=True)
+        still = (gain * (stop > time)).sum(1, keepdim=True)
+        later = time + left / still.clamp(min=_LEAST)
+        # A row that has come to an end stays there, however long its mates take.
+        late &= (still > 0) & (later > time)
+        time = torch.where(late, later, time)
+    moved = torch.minimum(time if speed is None else time * speed, room)
+    return torch.where(slope > 0, moved, 0)
 
 
-def _steepest_first(slope: Tensor, room: Tensor, change: Tensor, speed: Tensor) -> Tensor:
+def _steepest_first(slope: Tensor, room: Tensor, change: Tensor, speed: Tensor | None) -> Tensor:
     """How far each value moves where the steepest use up their room before others move."""
     order = slope.argsort(dim=1, descending=True)
     steep, space = slope.gather(1, order), room.gather(1, order)
@@ -66,11 +72,11 @@ def _steepest_first(slope: Tensor, room: Tensor, change: Tensor, speed: Tensor) 
     return torch.zeros_like(moved).scatter(1, order, moved)
 
 
-def _like_slope(slope: Tensor, room: Tensor, change: Tensor, speed: Tensor) -> Tensor:
+def _like_slope(slope: Tensor, room: Tensor, change: Tensor, speed: Tensor | None) -> Tensor:
     return _together(slope, room, change, slope)
 
 
-_MOVES: Mapping[NormName, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
+_MOVES: Mapping[NormName, Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]] = {
     "linf": _together,
     "l2": _like_slope,
     "l1": _steepest_first,

@@ -12,6 +12,7 @@ LossName = Literal["cross_entropy", "margin", "dlr"]
 
 _DLR_CLASSES = 3  # that the difference-of-logits ratio takes at least
 _TOWARDS_CLASSES = 4  # the same towards a class
+_LEAST_SPREAD = 1e-10
 
 
 class Ascent(NamedTuple):
@@ -90,10 +91,22 @@ class Goal:
         Cross-entropy lacks a factor, the probability of all classes but the label. Without it the
         direction stays where a classifier is so sure that the gradient itself rounds to zero.
         """
-        leaf = logits.detach().clone().requires_grad_()
-        with torch.enable_grad():
-            (gradient,) = torch.autograd.grad(self.values(leaf).sum(), leaf)
-        return gradient
+        labels, (own, others) = self.labels.unsqueeze(1), self._parts(logits.detach())
+        if self.towards is not None:
+            towards = self.towards.unsqueeze(1)
+            best = logits.gather(1, towards).squeeze(1)
+            gradient = torch.zeros_like(logits).scatter_(1, towards, 1)
+        elif self.loss == "cross_entropy":
+            best, gradient = others.amax(1), others.softmax(1)
+        else:
+            best = others.amax(1)
+            largest = (others == best.unsqueeze(1)).to(logits)
+            gradient = largest / largest.sum(1, keepdim=True)
+        gradient = gradient.scatter_add(1, labels, -torch.ones_like(labels, dtype=logits.dtype))
+        if self.loss == "dlr":
+            towards_one = self.targeted or self.towards is not None
+            gradient = _by_spread(gradient, best - own, logits, towards=towards_one)
+        return -gradient if self.targeted else gradient
 
     def ascend(self, model: Classifier, x: Tensor) -> Ascent:
         """The direction in which each row's loss grows."""
@@ -118,4 +131,14 @@ def _spread(logits: Tensor, *, towards: bool) -> Tensor:
     ordered = logits.topk(_TOWARDS_CLASSES if towards else _DLR_CLASSES, dim=1).values
     low = (ordered[:, 2] + ordered[:, 3]) / 2 if towards else ordered[:, 2]
     spread: Tensor = ordered[:, 0] - low
-    return spread.clamp(min=1e-10)
+    return spread.clamp(min=_LEAST_SPREAD)
+
+
+def _by_spread(gradient: Tensor, away: Tensor, logits: Tensor, *, towards: bool) -> Tensor:
+    """The gradient `(N, K)` of differences `(N,)` over the spread, from that of the differences."""
+    order = logits.topk(_TOWARDS_CLASSES if towards else _DLR_CLASSES, dim=1).indices
+    weights = logits.new_tensor([1.0, 0.0, -0.5, -0.5] if towards else [1.0, 0.0, -1.0])
+    slope = torch.zeros_like(logits).scatter_(1, order, weights.expand(len(logits), -1))
+    spread = _spread(logits, towards=towards).unsqueeze(1)
+    ratio = torch.where(spread > _LEAST_SPREAD, away.unsqueeze(1) / spread, 0)
+    return (gradient - ratio * slope) / spread

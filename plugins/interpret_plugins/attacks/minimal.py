@@ -69,6 +69,10 @@ class MinimalAttempt(Attempt):
         """No row is done before the last step: a nearer success may follow."""
         return torch.zeros_like(rows, dtype=torch.bool)
 
+    def wants(self, rows: Tensor, logits: Tensor) -> Tensor:
+        """Successes, which may be the nearest, and points closer to success than any before."""
+        return super().wants(rows, logits) | self.clear(rows, logits)
+
     def offer(self, rows: Tensor, x: Tensor, logits: Tensor) -> None:
         """Keep, of `rows`, the nearest success; before there is one, the point closest to it."""
         size = self.measure.size(x.double() - self.batch.inputs[rows].double())

@@ -47,6 +47,8 @@ def nearest_plane(
             own = logits.gather(1, goal.labels.unsqueeze(1))
             values = list((logits.gather(1, others) - own).unbind(1))
         normals = [_slope(value, leaf, last=value is values[-1]) for value in values]
+    if len(values) == 1:
+        return Plane(normals[0], values[0].detach(), logits.detach())
     value, normal = torch.stack(values, 1).detach(), torch.stack(normals, 1)
     steepness = torch.stack([dual_size(norm, part, scale) for part in normals], 1)
     distance = torch.where(steepness > 0, value.abs() / steepness, torch.inf)

@@ -109,7 +109,8 @@ def _search(
     seeds = [attempt.batch.seeds[row] for row in rows.tolist()]
     region = attempt.region.take(rows)
     draws = _Draws(seeds, 2 * restart + 1, moves.width)
-    trial = best = moves.start(region, seeds, 2 * restart)
+    trial = moves.start(region, seeds, 2 * restart)
+    best = trial.clone()
     top = torch.full_like(attempt.margin[rows], -torch.inf)
     for step in range(steps):
         if step:
@@ -119,12 +120,14 @@ def _search(
             logits = attempt.model(trial)
         attempt.queries[rows] += 1
         value = goal.values(logits)
-        better = value > top
-        if goal.loss != "margin" or better.any():  # a margin that has not grown has not won either
-            attempt.offer(rows, trial, logits)
-            best = torch.where(per_row(better, best), trial, best)
-            top = torch.where(better, value, top)
-            won = attempt.clear(rows, logits)
+        better = torch.nonzero(value > top).squeeze(1)
+        # A margin that has not grown has not won either.
+        told = better if goal.loss == "margin" else torch.arange(len(rows), device=rows.device)
+        if len(told):
+            attempt.offer(rows[told], trial[told], logits[told])
+            best[better], top[better] = trial[better], value[better]
+            won = torch.zeros_like(rows, dtype=torch.bool)
+            won[told] = attempt.clear(rows[told], logits[told])
             if won.any():
                 left = torch.nonzero(~won).squeeze(1)
                 rows, best, top = rows[left], best[left], top[left]

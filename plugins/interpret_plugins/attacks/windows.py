@@ -72,18 +72,13 @@ class Grid:
             sides: of the windows.
             corner: `(..., axes)` int64, where they begin.
         """
-        strides, within = _steps(self.sizes, sides)
-        start = (corner * strides.to(corner.device)).sum(-1, keepdim=True)
-        return start + within.to(corner.device)
+        strides, within, _ = _steps(self.sizes, sides, corner.device)
+        return (corner * strides).sum(-1, keepdim=True) + within
 
     def anywhere(self, sides: tuple[int, ...], uniform: Tensor) -> Tensor:
         """Windows, each place of them as likely as any other, by uniform draws `(..., axes)`."""
-        room = torch.tensor(
-            [size - side for size, side in zip(self.sizes, sides, strict=True)],
-            device=uniform.device,
-        )
-        corner = torch.minimum((uniform * (room + 1)).long(), room)
-        return self.places(sides, corner)
+        room = _steps(self.sizes, sides, uniform.device)[2]
+        return self.places(sides, torch.minimum((uniform * (room + 1)).long(), room))
 
     def tiles(self) -> tuple[tuple[int, ...], Tensor]:
         """Sides of about a fifth of each axis, and the places of windows that tile the grid."""
@@ -96,12 +91,16 @@ class Grid:
 
 
 @lru_cache(maxsize=64)
-def _steps(sizes: tuple[int, ...], sides: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """How far apart the positions along each axis are, and those of a window at the origin."""
+def _steps(
+    sizes: tuple[int, ...], sides: tuple[int, ...], device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of windows: the steps along each axis, their positions at the origin, how far they can go."""
     strides = [math.prod(sizes[axis + 1 :]) for axis in range(len(sizes))]
     steps = [range(0, side * stride, stride) for side, stride in zip(sides, strides, strict=True)]
     within = [sum(step) for step in itertools.product(*steps)]
-    return torch.tensor(strides), torch.tensor(within)
+    room = [size - side for size, side in zip(sizes, sides, strict=True)]
+    found = [torch.tensor(numbers, device=device) for numbers in (strides, within, room)]
+    return found[0], found[1], found[2]
 
 
 def twin_peaks(sides: tuple[int, ...], order: int) -> Tensor:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from interpret_plugins.attacks.losses import Goal
+from interpret_plugins.attacks.losses import Goal, LossName
 
 
 def logits(rows: int = 6, classes: int = 7) -> Tensor:
@@ -60,6 +60,17 @@ def test_the_direction_of_cross_entropy_is_that_of_its_gradient(targeted: bool) 
     found = Goal(y, targeted).by_logits(z)
     cosine = torch.nn.functional.cosine_similarity(gradient, found)
     torch.testing.assert_close(cosine, torch.ones_like(cosine))
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "margin", "dlr"])
+@pytest.mark.parametrize("form", ["away", "targeted", "towards"])
+def test_by_logits_is_the_derivative_of_the_values(loss: LossName, form: str) -> None:
+    z, y = logits(), labels()
+    towards = (y + 2) % 7 if form == "towards" else None
+    goal = Goal(y, form == "targeted", loss, towards)
+    leaf = z.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(goal.values(leaf).sum(), leaf)
+    torch.testing.assert_close(goal.by_logits(z), gradient)
 
 
 def test_a_tie_of_the_largest_logits_gives_a_finite_ratio() -> None:
