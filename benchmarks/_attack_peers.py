@@ -54,6 +54,13 @@ class LeNet(nn.Module):
         return logits
 
 
+class _Float32(nn.Module):
+    """What ART feeds a network of float32, which may be float64."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.float()
+
+
 @dataclass(frozen=True)
 class Pair:
     """One network: as it is served, and as an eager module with the same weights.
@@ -160,7 +167,7 @@ class Peers:
         attack = getattr(self.art, name)
         estimators = importlib.import_module("art.estimators.classification.pytorch")
         classifier = estimators.PyTorchClassifier(
-            network,
+            nn.Sequential(_Float32(), network),
             loss=nn.CrossEntropyLoss(),
             input_shape=(1, 28, 28),
             nb_classes=10,

@@ -23,11 +23,14 @@ OVERHEAD = 3
 # A winner alone shows no margin that rounding could not undo: its successes move by this share.
 _AWAY = 1e-4
 
-_NO_START = (
+NO_START = (
     "no starting point that reaches the goal was found, so nothing was searched; give one as the "
     "tensor start, or allow more tries"
 )
-_USELESS_START = "the starting point given does not reach the goal; another one was looked for"
+USELESS_START = "the starting point given does not reach the goal; another one was looked for"
+START: Mapping[str, AuxTensor] = {
+    "start": AuxTensor("A starting point per row that reaches the goal already.")
+}
 
 # A search yields points `(b, *input_shape)` to ask about, and is sent whether each was a success.
 Search = Generator[Tensor, list[bool], None]
@@ -170,9 +173,7 @@ class AnyClassifier(Attack):
 class ByDecisions(AnyClassifier):
     """What attacks that ask for classes alone declare, and how they run."""
 
-    tensors: ClassVar[Mapping[str, AuxTensor]] = {
-        "start": AuxTensor("A starting point per row that reaches the goal already.")
-    }
+    tensors: ClassVar[Mapping[str, AuxTensor]] = START
 
     def run(self, model: Classifier, batch: Batch, params: Any, job: Job) -> AttackResult:
         """Search every row that has not reached its goal."""
@@ -184,9 +185,9 @@ class ByDecisions(AnyClassifier):
         useless = torch.zeros(rows, dtype=torch.bool)
         useless[[item.index for item in pending if item.row.useless]] = True
         if useless.any():
-            job.warn(useless, _USELESS_START)
+            job.warn(useless, USELESS_START)
         if (lost := torch.isinf(attempt.distance)).any():
-            job.warn(lost, _NO_START)
+            job.warn(lost, NO_START)
         return attempt.finish(job)
 
     def _begin(
