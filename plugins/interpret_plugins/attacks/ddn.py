@@ -61,7 +61,7 @@ def _steps(attempt: MinimalAttempt, params: DDNParams, job: Job) -> Iterator[Non
         return
     region, goal, norm = attempt.region.take(rows), attempt.goal.take(rows), attempt.norm
     start = attempt.best[rows]
-    delta, everywhere = torch.zeros_like(start), torch.ones_like(start, dtype=torch.bool)
+    delta = torch.zeros_like(start)
     radius = torch.full_like(attempt.margin[rows], params.initial_radius * model.scale)
     attempt.follow(rows)
     for step in range(params.steps):
@@ -72,10 +72,10 @@ def _steps(attempt: MinimalAttempt, params: DDNParams, job: Job) -> Iterator[Non
         attempt.offer(rows, x, logits)
         slow = (1 + math.cos(math.pi * step / params.steps)) / 2
         size = params.step_size * model.scale * (_SLOWEST + (1 - _SLOWEST) * slow)
-        ahead = x - start + size * norm.direction(gradient, everywhere)
+        ahead = x - start + size * norm.direction(gradient)
         won = attempt.clear(rows, logits)
         radius = radius * torch.where(won, 1 - params.gamma, 1 + params.gamma)
-        delta = per_row(radius, ahead) * norm.direction(ahead, everywhere)
+        delta = per_row(radius, ahead) * norm.direction(ahead)
         job.preview(adversarial=attempt.best.clone())
         yield
     x = (start + delta).clamp(region.lower, region.upper)

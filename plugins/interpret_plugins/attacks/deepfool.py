@@ -55,7 +55,7 @@ def _steps(attempt: Attempt, params: DeepFoolParams) -> Iterator[None]:
     attempt.follow(rows)
     others = candidates(attempt.logits, attempt.goal.labels, params.classes)
     x = attempt.best[rows]
-    total, everywhere = torch.zeros_like(x), torch.ones_like(x, dtype=torch.bool)
+    total = torch.zeros_like(x)
     for _ in range(params.steps):
         if not len(rows):
             return
@@ -65,7 +65,7 @@ def _steps(attempt: Attempt, params: DeepFoolParams) -> Iterator[None]:
         attempt.saw(rows, plane.normal)
         slope = dual_size(norm, plane.normal, ones).clamp(min=_TINY)
         size = (-plane.value).clamp(min=0) / slope + _BEYOND * norm.size(total)
-        total = total + per_row(size, x) * norm.direction(plane.normal, everywhere[: len(x)])
+        total = total + per_row(size, x) * norm.direction(plane.normal)
         x = (region.centre + (1 + params.overshoot) * total).clamp(region.lower, region.upper)
         with torch.no_grad():
             logits = model(x)

@@ -95,7 +95,7 @@ def _normal(
     mean = 2 * wins / asked - 1
     weighted = 2 * winning - (1 + mean) * everywhere
     normal = (everywhere * mean if abs(mean) == 1 else weighted).to(point)
-    return row.norm.direction(normal, torch.ones_like(normal, dtype=torch.bool))
+    return row.norm.direction(normal)
 
 
 def _step(

@@ -30,6 +30,7 @@ class Norm(ABC):
 
     name: ClassVar[NormName]
     customary: ClassVar[float]  # the usual radius on CIFAR-10, as a share of the bounds' width
+    sparse: ClassVar[bool] = False  # a step moves few values, of those that can still move
 
     def usual(self, width: float) -> float:
         """The customary radius, where the bounds are so far apart."""
@@ -44,12 +45,13 @@ class Norm(ABC):
         """The norm `(N,)` of each row."""
 
     @abstractmethod
-    def direction(self, gradient: Tensor, free: Tensor) -> Tensor:
+    def direction(self, gradient: Tensor, free: Tensor | None = None) -> Tensor:
         """The step of unit norm that ascends most; zero where the gradient is.
 
         Args:
             gradient: `(N, *input_shape)`.
-            free: where a step along the gradient can still move.
+            free: where a step along the gradient can still move; None: everywhere. Sparse steps
+                alone depend on it.
         """
 
 
@@ -62,7 +64,7 @@ class Linf(Norm):
     def size(self, delta: Tensor) -> Tensor:
         return delta.flatten(1).abs().amax(1)
 
-    def direction(self, gradient: Tensor, free: Tensor) -> Tensor:
+    def direction(self, gradient: Tensor, free: Tensor | None = None) -> Tensor:
         return gradient.sign()
 
 
@@ -117,7 +119,7 @@ class L2(ConvexNorm):
         size: Tensor = torch.linalg.vector_norm(delta.flatten(1), dim=1)
         return size
 
-    def direction(self, gradient: Tensor, free: Tensor) -> Tensor:
+    def direction(self, gradient: Tensor, free: Tensor | None = None) -> Tensor:
         # Scaled first, so that squares neither vanish nor overflow.
         largest = gradient.flatten(1).abs().amax(1)
         scaled = gradient / per_row(torch.where(largest > 0, largest, 1), gradient)
@@ -141,12 +143,13 @@ class L1(ConvexNorm):
 
     name = "l1"
     customary = 12.0
+    sparse = True
 
     def size(self, delta: Tensor) -> Tensor:
         return delta.flatten(1).abs().sum(1)
 
-    def direction(self, gradient: Tensor, free: Tensor) -> Tensor:
-        flat = torch.where(free, gradient, 0).flatten(1)
+    def direction(self, gradient: Tensor, free: Tensor | None = None) -> Tensor:
+        flat = (gradient if free is None else torch.where(free, gradient, 0)).flatten(1)
         count = math.ceil(flat.shape[1] / _SPARSITY)
         threshold = flat.abs().topk(count, dim=1).values[:, -1:]
         signs = torch.where(flat.abs() >= threshold, flat.sign(), 0)
@@ -190,7 +193,7 @@ class L0(RoundNorm):
     def size(self, delta: Tensor) -> Tensor:
         return (self._pixels(delta.abs()) != 0).flatten(1).sum(1).to(delta.dtype)
 
-    def direction(self, gradient: Tensor, free: Tensor) -> Tensor:
+    def direction(self, gradient: Tensor, free: Tensor | None = None) -> Tensor:
         mean = gradient.flatten(1).abs().mean(1)
         return gradient / per_row(torch.where(mean > 0, mean, 1), gradient)
 

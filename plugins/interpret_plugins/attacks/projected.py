@@ -43,16 +43,16 @@ def projected_ascent(attempt: Attempt, ascent: Ascent, job: Job) -> Iterator[Non
     """The steps, one pass through the model each, on the rows that have not succeeded."""
     model, rows = attempt.model, attempt.open
     x = attempt.best[rows]
+    region, goal = attempt.region.take(rows), attempt.goal.take(rows)
     gathered = torch.zeros_like(x)
     attempt.follow(rows)
     for restart, step in product(range(ascent.restarts), range(ascent.steps)):
         if not len(rows):
             return
-        region = attempt.region.take(rows)
         if step == 0 and ascent.random_start:
             x = region.random([attempt.batch.seeds[row] for row in rows.tolist()], restart)
             gathered = torch.zeros_like(x)
-        gradient, logits = attempt.goal.take(rows).ascend(model, x)
+        gradient, logits = goal.ascend(model, x)
         attempt.queries[rows] += 2
         attempt.saw(rows, gradient)
         attempt.offer(rows, x, logits)
@@ -65,14 +65,17 @@ def projected_ascent(attempt: Attempt, ascent: Ascent, job: Job) -> Iterator[Non
             unit = gradient / per_row(torch.where(length > 0, length, 1), gradient)
             gradient = gathered = ascent.decay * gathered + unit
         x = region.project(region.move(x, gradient, size))
-        still = ~attempt.clear(rows, logits)
-        rows, x, gathered = rows[still], x[still], gathered[still]
-        if step == ascent.steps - 1 and len(rows):
+        won = attempt.clear(rows, logits)
+        if step == ascent.steps - 1 and not won.all():
+            left = torch.nonzero(~won).squeeze(1)
             with torch.no_grad():
-                logits = model(x)
-            attempt.queries[rows] += 1
-            attempt.offer(rows, x, logits)
-            left = ~attempt.clear(rows, logits)
-            rows, x, gathered = rows[left], x[left], gathered[left]
-        job.preview(adversarial=attempt.best.clone())
+                logits = model(x[left])
+            attempt.queries[rows[left]] += 1
+            attempt.offer(rows[left], x[left], logits)
+            won[left] = attempt.clear(rows[left], logits)
+        if won.any():
+            still = ~won
+            rows, x, gathered = rows[still], x[still], gathered[still]
+            region, goal = region.take(still), goal.take(still)
+        job.preview(adversarial=attempt.best.clone)
         yield

@@ -133,7 +133,9 @@ class Region:
 
     def move(self, x: Tensor, gradient: Tensor, size: Tensor) -> Tensor:
         """One step of steepest ascent from `x`, not yet projected."""
-        free = ((gradient > 0) & (x < self.upper)) | ((gradient < 0) & (x > self.lower))
+        free = None
+        if self.norm.sparse:
+            free = ((gradient > 0) & (x < self.upper)) | ((gradient < 0) & (x > self.lower))
         return x + size * self.norm.direction(gradient, free)
 
     def project(self, x: Tensor) -> Tensor:
