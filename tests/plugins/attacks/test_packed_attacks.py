@@ -12,6 +12,7 @@ from interpret_plugins.attacks.attack import AttackResult
 from interpret_plugins.attacks.auto_attack import AutoAttack
 from interpret_plugins.attacks.bisection import Bisection
 from interpret_plugins.attacks.boundary import Boundary
+from interpret_plugins.attacks.brendel_bethge import BrendelBethge
 from interpret_plugins.attacks.carlini_wagner import CarliniWagner
 from interpret_plugins.attacks.corruptions import Corruptions
 from interpret_plugins.attacks.fab import FAB
@@ -93,6 +94,7 @@ CASES: list[tuple[type[Plugin[Any, AttackResult]], dict[str, Any]]] = [
     (FAB, {}),
     (CarliniWagner, {"steps": 40, "initial_constant": 10.0}),
     (JSMA, {}),
+    (BrendelBethge, {"steps": 20}),
     (Bisection, {"attack": "fgsm"}),
     (Square, {"epsilon": 0.1, "queries": 100}),
     (SimBA, {"epsilon": 3.0, "queries": 200}),

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from interpret_plugins.attacks.attack import AttackResult
+from interpret_plugins.attacks.brendel_bethge import BrendelBethge
 from interpret_plugins.attacks.carlini_wagner import CarliniWagner
 from interpret_plugins.attacks.ddn import DDN
 from interpret_plugins.attacks.ead import EAD
@@ -29,6 +30,7 @@ FEW: list[tuple[Attacker, dict[str, Any]]] = [
     (PenaltyAdam, {"steps": 60, "penalty": 0.1}),
     (JSMA, {}),
 ]
+STARTED: list[tuple[Attacker, dict[str, Any]]] = [(BrendelBethge, {"norm": "l2", "steps": 20})]
 
 
 def attack(
@@ -129,7 +131,7 @@ def test_as_few_values_change_as_a_linear_model_needs(
         assert (results[0].success | results[1].success).any()
 
 
-@pytest.mark.parametrize(("plugin", "params"), FEW)
+@pytest.mark.parametrize(("plugin", "params"), [*FEW, *STARTED])
 def test_success_is_what_the_returned_tensor_is_predicted_as(
     plugin: Attacker, params: dict[str, Any]
 ) -> None:
@@ -147,7 +149,7 @@ def test_success_is_what_the_returned_tensor_is_predicted_as(
     assert float(result.adversarial.max()) <= bounds[1]
 
 
-@pytest.mark.parametrize(("plugin", "params"), FEW)
+@pytest.mark.parametrize(("plugin", "params"), [*FEW, *STARTED])
 def test_rows_do_not_depend_on_their_mates(plugin: Attacker, params: dict[str, Any]) -> None:
     model = network()
     model.module.double()
@@ -162,7 +164,7 @@ def test_rows_do_not_depend_on_their_mates(plugin: Attacker, params: dict[str, A
         assert torch.equal(alone.queries, whole.queries[part])
 
 
-@pytest.mark.parametrize(("plugin", "params"), FEW)
+@pytest.mark.parametrize(("plugin", "params"), [*FEW, *STARTED])
 def test_a_class_can_be_reached(plugin: Attacker, params: dict[str, Any]) -> None:
     model, x = network(), torch.rand(8, 1, 8, 8)
     labels = model(x).topk(2).indices[:, 1]
