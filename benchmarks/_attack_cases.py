@@ -303,8 +303,8 @@ CASES = [
         "art": art("CarliniL2Method", **{**_ART_ROUNDS, "max_iter": 25}, learning_rate=0.1),
     }, {**_ROUNDS, "learning_rate": 0.1}, rows=20),
     Case("carlini_wagner", "linf", {
-        "art": art("CarliniLInfMethod", max_iter=30, learning_rate=0.02, initial_const=1.0),
-    }, {"steps": 30, "learning_rate": 0.02, "initial_constant": 1.0}, rows=6),
+        "art": art("CarliniLInfMethod", max_iter=60, learning_rate=0.1, initial_const=1.0),
+    }, {"steps": 60, "learning_rate": 0.1, "initial_constant": 1.0}, rows=6),
     Case("carlini_wagner", "l0", {
         "art": art("CarliniL0Method", **{**_ART_ROUNDS, "max_iter": 25}, learning_rate=0.1),
     }, {"steps": 25, "learning_rate": 0.1, "initial_constant": 10.0}, rows=20),

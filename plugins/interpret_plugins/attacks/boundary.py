@@ -12,9 +12,9 @@ from .attack import AttackResult
 from .decisions import ByDecisions, DecisionParams, Row, Search, bisect, starting_point
 
 _RESOLUTION = 1e-3  # of the first point on the boundary
-_EVERY = 10  # steps between two checks of the sideways steps
+_EVERY = 5  # steps between two checks of the sideways steps
 _CONVERGED = 1e-7
-_SIDEWAYS, _FORWARD = 100, 30  # answers that a length is judged by
+_SIDEWAYS, _FORWARD = 20, 10  # answers that a length is judged by
 
 
 class BoundaryParams(DecisionParams):
