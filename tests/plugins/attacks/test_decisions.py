@@ -201,7 +201,9 @@ def test_a_row_may_stop_within_a_distance(plugin: Attacker, norm: str) -> None:
     early = attack(plugin, model, x, labels, norm=norm, queries=600, stop_within=within)
     reached = getattr(early, f"distance_{norm}") <= within
     assert torch.equal(reached, sizes <= within)
-    assert (early.queries[reached] < whole.queries[reached]).all()
+    spent, most = early.queries[reached], whole.queries[reached]
+    assert (spent <= most).all()  # a row may come within the distance with its last queries
+    assert int((spent < most).sum()) >= 2
     assert torch.equal(early.adversarial[~reached], whole.adversarial[~reached])
     assert 3 <= int(reached.sum()) < 6
 
