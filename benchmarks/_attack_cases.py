@@ -227,7 +227,7 @@ CASES = [
     Case("apgd", "linf", {
         "torchattacks": torchattacks("APGD", eps=0.3, steps=30, loss="ce"),
         "art": art("AutoProjectedGradientDescent", **_art_apgd(0.3, 30)),
-    }, {"steps": 30}, 0.3, "robust", 200),
+    }, {"steps": 30}, 0.3, "robust", 1000),
     Case("apgd", "l2", {
         "torchattacks": torchattacks("APGD", norm="L2", eps=1.3, steps=30, loss="ce"),
         "art": art("AutoProjectedGradientDescent", norm=2, **_art_apgd(1.3, 30)),
