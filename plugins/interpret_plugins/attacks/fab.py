@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from pydantic import Field
@@ -224,9 +225,10 @@ def _run(
         onward, anew = (points + walk.eta * moved).chunk(2)
         x = between(onward, anew, weight.clamp(max=walk.alpha_max))
         x = x.clamp(part.lower, part.upper)
-        won = _try(attempt, nearest, rows, part.region, x)
+        margin = _try(attempt, nearest, rows, part.region, x).margin
         pulled = between(start, x, torch.full_like(weight, walk.beta))
-        x = torch.where(per_row(won, x), pulled, x)
+        # However little it has crossed: a point left there would step to and fro at the boundary.
+        x = torch.where(per_row(margin > 0, x), pulled, x)
         left = ~attempt.done(rows)
         if not left.all():
             rows, x, classes = rows[left], x[left], classes[left]
@@ -241,7 +243,7 @@ def _run(
         if not len(rows):
             return
         share = (low + high) / 2
-        won = _try(attempt, nearest, rows, region, between(region.middle, ends, share))
+        won = _try(attempt, nearest, rows, region, between(region.middle, ends, share)).won
         low, high = torch.where(won, low, share), torch.where(won, share, high)
         left = ~attempt.done(rows)
         if not left.all():
@@ -250,8 +252,15 @@ def _run(
         yield
 
 
-def _try(attempt: Attempt, nearest: _Nearest, rows: Tensor, region: Region, x: Tensor) -> Tensor:
-    """Predict points in the region of some rows; keep the successes, and tell which they are."""
+class _Trial(NamedTuple):
+    """What some rows answered: their margins `(n,)`, and which are successes beyond rounding."""
+
+    margin: Tensor
+    won: Tensor
+
+
+def _try(attempt: Attempt, nearest: _Nearest, rows: Tensor, region: Region, x: Tensor) -> _Trial:
+    """Predict points in the region of some rows, and keep the successes."""
     with torch.no_grad():
         logits = attempt.model(x)
     attempt.queries[rows] += 1
@@ -261,4 +270,4 @@ def _try(attempt: Attempt, nearest: _Nearest, rows: Tensor, region: Region, x: T
     if len(hopeful):
         inside = hopeful[region.take(hopeful).holds(x[hopeful])]
         attempt.offer(rows[inside], x[inside], logits[inside])
-    return won
+    return _Trial(attempt.goal.take(rows).margin(logits), won)
