@@ -13,8 +13,8 @@ from ..data import DataRoot, DataSet
 from ..data.worker import shape_of
 from ..engine.api import ITEM_SIZES, Array, ModelInfo
 from ..errors import InvalidRequest, RequestTooLarge
+from ..threads import in_thread
 from .files import AuditFiles, Given
-from .threads import in_thread
 
 MAX_SAMPLES = 1_000_000  # of an audit
 _PIECE = 32 << 20  # bytes of a stored data set that are read at once

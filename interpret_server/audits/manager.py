@@ -11,6 +11,7 @@ from ..data import DataRoot
 from ..engine.api import ModelInfo, Worker
 from ..engine.naming import no_model
 from ..errors import FailedPrecondition, NotFound, Overloaded, Unavailable
+from ..threads import in_thread
 from .calls import check_images
 from .files import AuditFiles
 from .folders import Folders
@@ -30,7 +31,6 @@ from .runner import UnitRunner
 from .running import WAITS, MakeRunner, Run, retried
 from .spec import AuditSpec
 from .store import Store
-from .threads import in_thread
 from .writing import ReportForm, report_file
 
 MAX_BYTES = 16 << 30

@@ -20,6 +20,7 @@ from ..engine.api import ModelInfo, StoredModel, Worker
 from ..engine.stored import read_stored
 from ..errors import FailedPrecondition, InvalidRequest, NotFound
 from ..models.manifest import Manifest
+from ..threads import in_thread
 from .calls import Answers, answers
 from .claims import Complaint, judge_document, judge_outcome, judge_rows, judge_sample
 from .files import AuditFiles
@@ -29,7 +30,6 @@ from .records import Findings, Outcome, Rows, Sample, digest_of, digest_of_set
 from .report import bundle, document, tables
 from .runner import BatchState, UnitRunner
 from .standing import due, norms_of
-from .threads import in_thread
 
 _NAME = "_audit-replay"
 

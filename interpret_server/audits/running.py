@@ -13,6 +13,7 @@ from ..engine.api import ModelInfo, Worker
 from ..engine.failure import internal_error
 from ..engine.stored import read_stored
 from ..errors import FailedPrecondition, InterpretError, Overloaded, Unavailable
+from ..threads import in_thread
 from .files import AuditFiles
 from .origins import check_same
 from .plan import Plan, StageKind, Unit
@@ -20,7 +21,6 @@ from .records import Audit, Current, State, UnitResult
 from .runner import BatchState, UnitRunner
 from .spec import AuditSpec
 from .store import Store
-from .threads import in_thread
 from .writing import write_bundle
 
 WAITS = (1.0, 2.0, 5.0, 15.0, 30.0)  # seconds before a unit is tried again

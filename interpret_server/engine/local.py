@@ -21,6 +21,7 @@ from ..errors import (
 from ..models.classifier import Classifier
 from ..models.manifest import Manifest
 from ..registry import Registration, Registry
+from ..threads import in_thread
 from .allocator import collect
 from .api import Call, Event, ModelInfo, PluginInfo, Preview, Progress, Result, StoredModel
 from .decode import decode, decoded_bytes
@@ -189,9 +190,9 @@ class LocalWorker:
                 the copy cannot be written.
         """
         served = self._find_model(name)
-        if served.files is None:
+        if (files := served.files) is None:
             raise FailedPrecondition(f"{name} was not loaded from a file")
-        return await asyncio.to_thread(served.files.store, served.info, folder)
+        return await in_thread(lambda: files.store(served.info, folder))
 
     async def run(self, call: Call) -> AsyncGenerator[Event, None]:
         """Progress and previews in order, then exactly one `Result`; closing cancels the call.

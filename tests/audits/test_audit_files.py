@@ -22,10 +22,10 @@ from interpret_server.audits.ingest import (
     ingest_stored,
     ingest_stream,
 )
-from interpret_server.audits.threads import in_thread
 from interpret_server.data import DataRoot
 from interpret_server.engine.api import Array
 from interpret_server.errors import FailedPrecondition, InvalidRequest, NotFound, RequestTooLarge
+from interpret_server.threads import in_thread
 
 ROWS = np.random.default_rng(0).random((10, *SHAPE), dtype=np.float32)
 LABELS = tuple(range(3)) * 3 + (0,)

@@ -266,8 +266,10 @@ async def test_a_batch_fits_the_smallest_of_the_models():
 
 
 async def test_a_call_keeps_the_second_model_that_it_began_with():
-    files = {"one": lambda: linear(1.0), "two": lambda: linear(2.0)}
-    async with serving(Agreement(), loader=Loader(files)) as worker:
+    # Made here: no module may be called while torch.fx traces another in some other thread.
+    one, two = linear(1.0), linear(2.0)
+    loader = Loader({"one": lambda: one, "two": lambda: two})
+    async with serving(Agreement(), loader=loader) as worker:
         await worker.load("judge", Path("one"), Manifest())
         slow = agreement(params={"steps": 40, "seconds": 0.01})
         running = asyncio.create_task(result(worker, slow))

@@ -5,6 +5,7 @@ import contextlib
 import hashlib
 import os
 import shutil
+import threading
 import warnings
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -117,6 +118,32 @@ async def test_nothing_is_left_of_a_copy_that_fails(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
     with pytest.raises(NotFound, match="kept holds no stored model"):
         read_stored(tmp_path / "kept")
+
+
+async def test_a_copy_that_is_given_up_is_over_when_the_caller_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go = threading.Event(), threading.Event()
+    fill = ModelFiles._fill
+
+    def slowly(files: ModelFiles, made: Path, info: ModelInfo) -> None:
+        begun.set()
+        assert go.wait(20)
+        fill(files, made, info)
+
+    monkeypatch.setattr(ModelFiles, "_fill", slowly)
+    path = archive(tmp_path / "net.pt")
+    async with serving() as worker:
+        await worker.load("net", path, MANIFEST)
+        keeping = asyncio.create_task(worker.keep("net", tmp_path / "kept"))
+        await asyncio.to_thread(begun.wait, 20)
+        keeping.cancel()
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(keeping), 0.05)
+        go.set()
+        with pytest.raises(asyncio.CancelledError):
+            await keeping
+        assert sorted(os.listdir(tmp_path)) == ["kept", "net.pt"]
 
 
 async def test_a_file_that_went_since_it_was_loaded_is_copied_as_long_as_the_model_is_served(

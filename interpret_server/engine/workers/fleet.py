@@ -17,6 +17,7 @@ from typing import Any
 
 from ...errors import Unavailable
 from ...models.manifest import Manifest
+from ...threads import in_thread
 from ..api import Call, Event, ModelInfo, PluginInfo, StoredModel
 from ..naming import check_name, no_model
 from ..occupancy import Occupancy
@@ -156,7 +157,7 @@ class Fleet:
         keeper = self._find(name)
         with keeper.users.hold():  # else its files may go meanwhile
             (source,) = keeper.sources
-            return await asyncio.to_thread(source.store, keeper.info, folder)
+            return await in_thread(lambda: source.store(keeper.info, folder))
 
     async def run(self, call: Call) -> AsyncGenerator[Event, None]:
         """Progress and previews in order, then exactly one `Result`; closing cancels the call.
