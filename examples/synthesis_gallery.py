@@ -121,6 +121,7 @@ class Studio:
 
     def write(self, folder: Path) -> None:
         """Write the strips."""
+        folder.mkdir(parents=True, exist_ok=True)
         for plugin, strip in self.strips.items():
             path = folder / f"{plugin}.jpg"
             side = STRIP // len(strip)
