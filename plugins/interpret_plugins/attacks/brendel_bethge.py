@@ -206,7 +206,7 @@ class _Search:
             whole = moved == (start - flat) / width
             after = torch.where(whole, start, flat + width * moved).clamp(lower, upper)
             x = after.reshape(x.shape)
-            self.job.preview(adversarial=attempt.best.clone())
+            self.job.preview(adversarial=attempt.best.clone)
             yield
         self._ask(rows, x)
         yield

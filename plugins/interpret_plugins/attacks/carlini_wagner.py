@@ -175,7 +175,7 @@ class _Search:
                 last = value
             rows, w, last = rows[keep], w[keep], last[keep]
             adam.keep(keep)
-            self.job.preview(adversarial=attempt.best.clone())
+            self.job.preview(adversarial=attempt.best.clone)
             yield
 
     def drop(self, rows: Tensor) -> None:

@@ -76,7 +76,7 @@ def _steps(attempt: MinimalAttempt, params: DDNParams, job: Job) -> Iterator[Non
         won = attempt.clear(rows, logits)
         radius = radius * torch.where(won, 1 - params.gamma, 1 + params.gamma)
         delta = per_row(radius, ahead) * norm.direction(ahead)
-        job.preview(adversarial=attempt.best.clone())
+        job.preview(adversarial=attempt.best.clone)
         yield
     x = (start + delta).clamp(region.lower, region.upper)
     with torch.no_grad():

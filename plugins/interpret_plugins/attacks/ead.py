@@ -134,5 +134,5 @@ def _round(
             rows, x, ahead, constant, last = (
                 part[keep] for part in (rows, x, ahead, constant, value)
             )
-        job.preview(adversarial=attempt.best.clone())
+        job.preview(adversarial=attempt.best.clone)
         yield

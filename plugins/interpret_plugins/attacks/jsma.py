@@ -100,7 +100,7 @@ def _steps(attempt: Attempt, params: JSMAParams, steps: int, job: Job) -> Iterat
         attempt.offer(rows, x, logits)
         left = found & ~attempt.clear(rows, logits)
         rows, x = rows[left], x[left]
-        job.preview(adversarial=attempt.best.clone())
+        job.preview(adversarial=attempt.best.clone)
         yield
 
 

@@ -78,7 +78,7 @@ def _steps(attempt: MinimalAttempt, params: PenaltyAdamParams, job: Job) -> Iter
         pull = params.penalty * _slope(params.norm, (x - start) / model.scale)
         move = adam.move(pull - gradient * model.scale, params.learning_rate * model.scale)
         x = (x - move).clamp(region.lower, region.upper)
-        job.preview(adversarial=attempt.best.clone())
+        job.preview(adversarial=attempt.best.clone)
         yield
     with torch.no_grad():
         attempt.offer(rows, x, model(x))

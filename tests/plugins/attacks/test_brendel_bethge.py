@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from attack_networks import network, predicted
 from scipy.optimize import minimize
 from torch import Tensor, nn
 
@@ -62,21 +63,6 @@ def linear() -> tuple[Classifier, Tensor]:
         layer.weight.copy_(torch.stack([torch.zeros_like(weight), weight]))
         layer.bias.copy_(torch.tensor([0.0, 0.3]))
     return classifier(layer, (SIZE,), bounds=(-10.0, 10.0)), weight
-
-
-def network() -> Classifier:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        module = nn.Sequential(
-            nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 36, 20), nn.ReLU(),
-            nn.Linear(20, 5),
-        )  # fmt: skip
-    return classifier(module, (1, 8, 8), bounds=(0.0, 1.0))
-
-
-def predicted(model: Classifier, x: Tensor) -> Tensor:
-    with torch.no_grad():
-        return model(x).argmax(1)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])

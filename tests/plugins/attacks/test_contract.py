@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from attack_networks import predicted
 from pydantic import ValidationError
 from torch import Tensor, nn
 
@@ -37,11 +38,6 @@ def network(bounds: tuple[float, float] = (0.0, 1.0), seed: int = 0) -> Classifi
 
 def images(rows: int, low: float = 0.0, high: float = 1.0) -> Tensor:
     return torch.rand(rows, 3, 8, 8) * (high - low) + low
-
-
-def predicted(model: Classifier, x: Tensor) -> Tensor:
-    with torch.no_grad():
-        return model(x).argmax(1)
 
 
 def attack(

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from attack_networks import predicted
 from pydantic import ValidationError
 from torch import Tensor, nn
 
@@ -92,11 +93,6 @@ def decisions() -> Classifier:
     spec = ResolvedInput("x", (1, 8, 8), bounds=Bounds(0.0, 1.0))
     body = from_module(Winner(), spec, OutputSpec(classes=5), form="runtime", reason="No graph.")
     return assemble("winner", body, spec)
-
-
-def predicted(model: Classifier, x: Tensor) -> Tensor:
-    with torch.no_grad():
-        return model(x).argmax(1)
 
 
 @pytest.mark.parametrize(("plugin", "norm"), CASES)

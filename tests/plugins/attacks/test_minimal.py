@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from attack_networks import network, predicted
 from torch import Tensor, nn
 
 from interpret_plugins.attacks.attack import AttackResult
@@ -38,21 +39,6 @@ def linear(bounds: tuple[float, float] = (-100.0, 100.0)) -> tuple[Classifier, T
         layer.weight.copy_(torch.stack([torch.zeros_like(weight), weight, 0.1 * weight.flip(0)]))
         layer.bias.copy_(torch.tensor([0.0, 0.3, -30.0]))
     return classifier(layer, (SIZE,), bounds=bounds), weight
-
-
-def network() -> Classifier:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        module = nn.Sequential(
-            nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 36, 20), nn.ReLU(),
-            nn.Linear(20, 5),
-        )  # fmt: skip
-    return classifier(module, (1, 8, 8), bounds=(0.0, 1.0))
-
-
-def predicted(model: Classifier, x: Tensor) -> Tensor:
-    with torch.no_grad():
-        return model(x).argmax(1)
 
 
 @pytest.mark.parametrize(("plugin", "norm"), CASES)

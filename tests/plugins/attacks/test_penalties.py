@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from attack_networks import network, predicted
 from torch import Tensor, nn
 
 from interpret_plugins.attacks.attack import AttackResult
@@ -56,21 +57,6 @@ def linear(bounds: tuple[float, float] = (-4.0, 4.0)) -> tuple[Classifier, Tenso
         layer.weight.copy_(torch.stack([-weight, weight]) / 2)
         layer.bias.copy_(torch.tensor([-0.15, 0.15]))
     return classifier(layer, (SIZE,), bounds=bounds), weight
-
-
-def network(bounds: tuple[float, float] = (0.0, 1.0)) -> Classifier:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        module = nn.Sequential(
-            nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 36, 20), nn.ReLU(),
-            nn.Linear(20, 5),
-        )  # fmt: skip
-    return classifier(module, (1, 8, 8), bounds=bounds)
-
-
-def predicted(model: Classifier, x: Tensor) -> Tensor:
-    with torch.no_grad():
-        return model(x).argmax(1)
 
 
 @pytest.mark.parametrize("targeted", [False, True])

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from attack_networks import predicted
 from pydantic import ValidationError
 from torch import Tensor, nn
 
@@ -27,11 +28,6 @@ def pgd(model: Classifier, x: Tensor, labels: Tensor, **params: object) -> Attac
     PGD().check(model, made)
     batch = Batch(x, Targets.classes(labels), tuple(range(len(x))))
     return PGD().run(model, batch, made, Job())
-
-
-def predicted(model: Classifier, x: Tensor) -> Tensor:
-    with torch.no_grad():
-        return model(x).argmax(1)
 
 
 @pytest.mark.parametrize("targeted", [False, True])

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from attack_networks import predicted
 from pydantic import ValidationError
 from torch import Tensor, nn
 
@@ -49,11 +50,6 @@ def linear(bias: float) -> tuple[Classifier, Tensor]:
         layer.weight.copy_(torch.stack([torch.zeros_like(weight), weight]))
         layer.bias.copy_(torch.tensor([0.0, bias]))
     return classifier(layer, (SIZE,), bounds=(-100.0, 100.0)), weight
-
-
-def predicted(model: Classifier, x: Tensor) -> Tensor:
-    with torch.no_grad():
-        return model(x).argmax(1)
 
 
 def attack(
