@@ -281,7 +281,7 @@ CASES = [
     }, {"samples": 20}, 0.4, rows=200),
     Case("random_noise", "l2", {
         "foolbox": foolbox("L2RepeatedAdditiveGaussianNoiseAttack", 8.0, repeats=20),
-    }, {"samples": 20, "distribution": "gaussian"}, 8.0, rows=400),
+    }, {"samples": 20, "distribution": "gaussian"}, 8.0, rows=2000),
     Case("deepfool", "l2", {
         "foolbox": foolbox("L2DeepFoolAttack", steps=50, candidates=10),
         "torchattacks": torchattacks("DeepFool", steps=50, overshoot=0.02),
@@ -292,10 +292,10 @@ CASES = [
     }, rows=40),
     Case("fab", "linf", {
         "torchattacks": torchattacks("FAB", eps=1.0, steps=100, n_classes=10),
-    }, rows=40),
+    }, rows=100),
     Case("fab", "l2", {
         "torchattacks": torchattacks("FAB", norm="L2", eps=10.0, steps=100, n_classes=10),
-    }, rows=40),
+    }, rows=100),
     Case("ddn", "l2", {"foolbox": foolbox("DDNAttack", steps=100)}, rows=40),
     Case("carlini_wagner", "l2", {
         "foolbox": foolbox("L2CarliniWagnerAttack", **_FOOLBOX_ROUNDS, stepsize=0.1),
@@ -317,7 +317,7 @@ CASES = [
         "art": art(
             "ElasticNet", **_ART_ROUNDS, beta=0.01, decision_rule="L1", learning_rate=0.01
         ),
-    }, {**_ROUNDS, "rule": "l1"}, rows=20),
+    }, {**_ROUNDS, "rule": "l1"}, rows=60),
     Case("jsma", "l0", {
         "torchattacks": torchattacks("JSMA", theta=1.0, gamma=0.5),
         "art": art("SaliencyMapMethod", next_class=True, theta=1.0, gamma=0.5),
@@ -333,5 +333,5 @@ CASES = [
     Case("boundary", "l2", {
         "foolbox": foolbox("BoundaryAttack", steps=1500),
         "art": art("BoundaryAttack", targeted=False, max_iter=75, sample_size=20),
-    }, {"queries": 3000}, rows=8),
+    }, {"queries": 3000}, rows=24),
 ]  # fmt: skip

@@ -26,7 +26,7 @@ from ._sampling import in_turn, ratio, spread
 from .attribution import clock
 
 PGD_ROWS, PGD_ROUNDS = 200, 3
-ROWS, ROUNDS = 48, 1  # of AutoAttack
+ROWS, ROUNDS = 100, 1  # of AutoAttack
 _SIDES = ("torchattacks", "foolbox")
 
 

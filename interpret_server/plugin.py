@@ -20,6 +20,7 @@ from torch import Tensor
 from .errors import Cancelled, DeadlineExceeded, InvalidRequest
 from .method import Method
 from .models.classifier import Capability, Classifier
+from .models.execution import Nearby, Window
 from .models.targets import TargetKind, Targets
 from .noise import normal_rows, uniform_rows
 
@@ -38,12 +39,14 @@ __all__ = [
     "Method",
     "ModelOutput",
     "ModelRole",
+    "Nearby",
     "Params",
     "Plugin",
     "Role",
     "Rows",
     "TargetKind",
     "Targets",
+    "Window",
     "group_output",
     "logits_after",
     "logits_before",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import FailedPrecondition, InvalidRequest
-from .execution import Execution, Plans
+from .execution import Execution, Nearby, Plans
 from .manifest import Precision
 from .network import ClassifierModule
 from .packing import Packing
@@ -130,6 +130,13 @@ class Classifier:
         scout = copy.copy(self)
         scout._plans = self._fast_plans
         return scout
+
+    def nearby(self) -> Nearby:
+        """The logits of points that change a window at a time, computed where they change.
+
+        For searches, as `scout` is: they may round otherwise than the classifier's own.
+        """
+        return Nearby(self)
 
     @property
     def precision(self) -> Precision:

@@ -62,7 +62,8 @@ class EAD(Unlimited, Attack, Plugin[EADParams, AttackResult]):
     within the bounds by FISTA: gradient steps on the first two terms from a point ahead, after
     which values that differ from the input by `beta` or less are set back to it and others come
     closer by `beta`. The smallest `c` that succeeds is sought by bisection for each row. Changes
-    count as shares of the bounds' width, so that `c` and `beta` mean the same in all units.
+    count as shares of the bounds' width, so that `c` and `beta` mean the same in all units. Under
+    the rule `l1`, points that have succeeded take the step of `beta` alone, which ends nearer.
 
     Source: Chen, Sharma, Zhang, Yi & Hsieh 2018, "EAD: Elastic-Net Attacks to Deep Neural Networks
     via Adversarial Examples", algorithm 1; decision rules EN and L1.
@@ -111,7 +112,10 @@ def _round(
         attempt.saw(rows, gradient)
         missing = goal.margin(logits) < params.confidence
         weight = per_row(torch.where(missing, constant, 0), x)
-        uphill = 2 * (ahead - start) / width - weight * gradient * width
+        pull = 2 * (ahead - start) / width
+        if params.rule == "l1":  # a success is only pulled back by the norm it is judged by
+            pull = torch.where(per_row(missing, x), pull, 0)
+        uphill = pull - weight * gradient * width
         size = params.step_size * (1 - step / params.steps) ** 0.5
         moved = (ahead - start) / width - size * uphill
         shrunk = moved.sign() * (moved.abs() - params.beta).clamp(min=0)

@@ -3,14 +3,14 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from interpret_server.noise import generator, uniform_rows
-from interpret_server.plugin import Batch, Classifier, Job, Plugin
+from interpret_server.plugin import Batch, Classifier, Job, Plugin, Window
 
 from .attack import Attack, AttackResult, Attempt, drive
 from .losses import Goal
@@ -109,15 +109,15 @@ def _search(
     seeds = [attempt.batch.seeds[row] for row in rows.tolist()]
     region = attempt.region.take(rows)
     draws = _Draws(seeds, 2 * restart + 1, moves.width)
-    trial = moves.start(region, seeds, 2 * restart)
+    nearby = attempt.model.nearby()
+    trial, window = moves.start(region, seeds, 2 * restart), None
     best = trial.clone()
     top = torch.full_like(attempt.margin[rows], -torch.inf)
     for step in range(steps):
         if step:
             share = p / 2 ** _halvings((step - 1) / steps)
-            trial = moves.propose(region, best, draws.next().to(best), share)
-        with torch.no_grad():
-            logits = attempt.model(trial)
+            trial, window = moves.propose(region, best, draws.next().to(best), share)
+        logits = nearby.logits(trial, window, best)
         attempt.queries[rows] += 1
         value = goal.values(logits)
         better = torch.nonzero(value > top).squeeze(1)
@@ -126,6 +126,7 @@ def _search(
         if len(told):
             attempt.offer(rows[told], trial[told], logits[told])
             best[better], top[better] = trial[better], value[better]
+            nearby.keep(better)
             won = torch.zeros_like(rows, dtype=torch.bool)
             won[told] = attempt.clear(rows[told], logits[told])
             if won.any():
@@ -133,6 +134,7 @@ def _search(
                 rows, best, top = rows[left], best[left], top[left]
                 region, goal = region.take(left), goal.take(left)
                 draws.keep(left.tolist())
+                nearby.take(left)
         yield
         if not len(rows):
             return
@@ -165,6 +167,13 @@ class _Draws:
         self._drawn = self._drawn[rows]
 
 
+class Proposal(NamedTuple):
+    """Points `(n, *input_shape)`, and the window that they differ in from those before, if one."""
+
+    points: Tensor
+    window: Window | None
+
+
 class _Moves(ABC):
     """How points are made, for one geometry.
 
@@ -185,7 +194,7 @@ class _Moves(ABC):
         """The first points of a search."""
 
     @abstractmethod
-    def propose(self, region: Region, x: Tensor, uniform: Tensor, share: float) -> Tensor:
+    def propose(self, region: Region, x: Tensor, uniform: Tensor, share: float) -> Proposal:
         """Changes of `x` in windows that cover a share of the positions.
 
         Args:
@@ -207,10 +216,11 @@ class _Corners(_Moves):
         up = (uniform_rows(seeds, step, like) < 0.5).expand(-1, -1, first, -1).flatten(2)
         return torch.where(grid.rows(up), region.upper, region.lower)
 
-    def propose(self, region: Region, x: Tensor, uniform: Tensor, share: float) -> Tensor:
+    def propose(self, region: Region, x: Tensor, uniform: Tensor, share: float) -> Proposal:
         grid = self.grid
         axes, sides = len(grid.sizes), grid.window(share)
-        places = grid.anywhere(sides, uniform[:, None, :axes]).expand(-1, grid.channels, -1)
+        corner = grid.anywhere(sides, uniform[:, :axes])
+        places = grid.places(sides, corner[:, None]).expand(-1, grid.channels, -1)
         up = uniform[:, axes : axes + grid.channels, None] < 0.5
         flat = grid.flat(x)
         lower, upper, old = (
@@ -219,7 +229,7 @@ class _Corners(_Moves):
         # What would change nothing goes the other way, rather than wasting a query.
         same = (torch.where(up, upper, lower) == old).flatten(1).all(1)
         new = torch.where(up ^ per_row(same, old), upper, lower)
-        return grid.rows(flat.scatter(2, places, new))
+        return Proposal(grid.rows(flat.scatter(2, places, new)), grid.seen(sides, corner))
 
 
 class _Peaks(_Moves):
@@ -243,11 +253,11 @@ class _Peaks(_Moves):
         flat[:, :, places.flatten().to(flat.device)] = change.flatten(2)
         return self._first(region, grid.rows(flat))
 
-    def propose(self, region: Region, x: Tensor, uniform: Tensor, share: float) -> Tensor:
+    def propose(self, region: Region, x: Tensor, uniform: Tensor, share: float) -> Proposal:
         grid, order = self.grid, self.order
         axes, sides = len(grid.sizes), grid.window(share, least=3, odd=True)
         here, there = (
-            grid.anywhere(sides, part[:, None]).expand(-1, grid.channels, -1)
+            grid.places(sides, grid.anywhere(sides, part[:, None])).expand(-1, grid.channels, -1)
             for part in (uniform[:, :axes], uniform[:, axes : 2 * axes])
         )
         flat = grid.flat(x - region.centre)
@@ -260,7 +270,7 @@ class _Peaks(_Moves):
         shape = self._shape(sides, uniform[:, -1]).unsqueeze(1)
         new = shape * _signs(uniform[:, 2 * axes : -1, None]) + self._unit(flat.gather(2, here))
         new = self._unit(new) * length * self.boost
-        return self._next(region, grid.rows(rest.scatter(2, here, new)))
+        return Proposal(self._next(region, grid.rows(rest.scatter(2, here, new))), None)
 
     def _first(self, region: Region, change: Tensor) -> Tensor:
         return _stretched(region, change, region.radius)

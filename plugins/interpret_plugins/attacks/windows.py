@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from interpret_plugins.attribution.perturbation import channel_axis
-from interpret_server.plugin import Classifier
+from interpret_server.plugin import Classifier, Window
 
 _FALLS = {1: 4, 2: 2}  # how steeply a peak falls, by the order of the norm
 
@@ -76,9 +76,15 @@ class Grid:
         return (corner * strides).sum(-1, keepdim=True) + within
 
     def anywhere(self, sides: tuple[int, ...], uniform: Tensor) -> Tensor:
-        """Windows, each place of them as likely as any other, by uniform draws `(..., axes)`."""
+        """Corners of windows, all as likely, by uniform draws `(..., axes)`."""
         room = _steps(self.sizes, sides, uniform.device)[2]
-        return self.places(sides, torch.minimum((uniform * (room + 1)).long(), room))
+        return torch.minimum((uniform * (room + 1)).long(), room)
+
+    def seen(self, sides: tuple[int, ...], corner: Tensor) -> Window | None:
+        """Windows `(n, axes)` of pictures, as a classifier knows them; None of other rows."""
+        if self.axis != 0 or len(self.shape) != 3 or len(sides) != 2:
+            return None
+        return Window(corner, (sides[0], sides[1]))
 
     def tiles(self) -> tuple[tuple[int, ...], Tensor]:
         """Sides of about a fifth of each axis, and the places of windows that tile the grid."""

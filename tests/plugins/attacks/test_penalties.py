@@ -261,3 +261,12 @@ def test_jsma_refuses_steps_that_change_nothing_or_are_not_allowed() -> None:
     assert float(few.distance_l0) <= 3
     one = attack(JSMA, model, x, labels, gamma=0.02, pairs=False)
     assert float(one.distance_l0) <= 1
+
+
+def test_what_ead_keeps_is_the_nearest_by_its_rule() -> None:
+    model, x = network(), torch.rand(8, 1, 8, 8)
+    labels = predicted(model, x)
+    params = {"steps": 100, "rounds": 6, "initial_constant": 0.1}
+    by_l1, by_l2 = (attack(EAD, model, x, labels, rule=rule, **params) for rule in ("l1", "l2"))
+    assert (by_l1.distance_l1 < by_l2.distance_l1).all()
+    assert (by_l1.distance_l2 > by_l2.distance_l2).all()

@@ -194,10 +194,26 @@ def test_windows_lie_anywhere_in_the_grid_and_shrink_with_the_share() -> None:
     assert grid.window(0.001, least=3, odd=True) == (3, 3)
     uniform = torch.rand(4000, 2)
     uniform[0], uniform[1] = 0, 1 - 2**-24
-    places = grid.anywhere((3, 2), uniform)
+    places = grid.places((3, 2), grid.anywhere((3, 2), uniform))
     assert places[0].tolist() == [0, 1, 10, 11, 20, 21]
     assert places[1].tolist() == [78, 79, 88, 89, 98, 99]
     assert places[:, 0].unique().numel() == 8 * 9
+
+
+def test_pieces_of_a_picture_find_what_whole_pictures_find(monkeypatch: pytest.MonkeyPatch) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = nn.Sequential(
+            nn.Conv2d(1, 4, 3), nn.MaxPool2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 49, 3)
+        )
+    model = classifier(module.double(), (1, 16, 16))
+    x = torch.rand(20, 1, 16, 16, dtype=torch.float64)
+    labels = predicted(model, x)
+    by_pieces = attack(model, x, labels, epsilon=0.15)
+    monkeypatch.setattr(Grid, "seen", lambda *_: None)
+    whole = attack(model, x, labels, epsilon=0.15)
+    assert torch.equal(by_pieces.adversarial, whole.adversarial)
+    assert 3 <= int(whole.success.sum()) <= 17
 
 
 @pytest.mark.parametrize("layout", ["CHW", "HWC", "CL", "other"])
