@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .spatial import Axes, blur, limited, pixels
 
-_BYTE = 255.0  # the published rates and noise assume pixels of 0 to 255
+_BYTE = 255.0  # published steps and noise are of pixels of 0 to 255
 
 
 class Policy(StrEnum):
@@ -156,26 +156,35 @@ def _octaves(sizes: tuple[int, ...], channels: int) -> Settings:
     )
 
 
-def _yosinski(steps: int, **settings: Any) -> Settings:
-    return Settings(steps=steps, rate=100 / _BYTE**2, **{"start_noise": 10 / _BYTE, **settings})
+def _yosinski(steps: int, size: float, **settings: Any) -> Settings:
+    """Published regularisation, by steps of a mean size in 0 to 255.
+
+    The published rates, 100 or a rise of 2 a step, are made for the gradients of one network. Those
+    of other networks are smaller by orders: the regularisation then wipes out every step.
+    """
+    return Settings(
+        steps=steps,
+        policy=Policy.NORMALIZED,
+        rate=size / _BYTE,
+        start_noise=10 / _BYTE,
+        **settings,
+    )
 
 
 _PRESETS: Mapping[str, Callable[[tuple[int, ...], int], Settings]] = {
     "octaves": _octaves,
     "simonyan": lambda sizes, channels: Settings(
-        steps=200, policy=Policy.CONSTANT, rate=0.1, l2=1.0
+        steps=200, policy=Policy.CONSTANT, rate=0.1, l2=0.1
     ),
     "yosinski_1": lambda sizes, channels: _yosinski(
-        500, policy=Policy.PROGRESS, blur_sigma=0.5, blur_every=4, norm_percentile=50
+        500, 4, blur_sigma=0.5, blur_every=4, norm_percentile=50
     ),
-    "yosinski_2": lambda sizes, channels: _yosinski(
-        750, policy=Policy.CONSTANT, decay=0.3, norm_percentile=20
-    ),
+    "yosinski_2": lambda sizes, channels: _yosinski(750, 25, decay=0.3, norm_percentile=20),
     "yosinski_3": lambda sizes, channels: _yosinski(
-        1000, policy=Policy.CONSTANT, decay=1e-4, blur_sigma=1.0, blur_every=4
+        1000, 5, decay=1e-4, blur_sigma=1.0, blur_every=4
     ),
     "yosinski_4": lambda sizes, channels: _yosinski(
-        1000, policy=Policy.PROGRESS, blur_sigma=0.5, blur_every=4, contribution_percentile=90
+        1000, 5, blur_sigma=0.5, blur_every=4, contribution_percentile=90
     ),
 }
 

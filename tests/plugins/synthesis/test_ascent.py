@@ -89,16 +89,17 @@ def test_a_zero_gradient_moves_nothing() -> None:
         assert torch.equal(ascend(z, torch.zeros_like(z), 1, settings, AXES), z)
 
 
-def test_published_presets_have_the_published_values_on_their_scale() -> None:
-    third = preset("yosinski_3", (227, 227))
-    assert (third.steps, third.decay, third.blur_sigma, third.blur_every) == (1000, 1e-4, 1.0, 4)
-    assert third.rate * 255**2 == pytest.approx(100)
-    assert [preset(f"yosinski_{i}", (227, 227)).policy for i in (1, 2, 3, 4)] == [
-        Policy.PROGRESS,
-        Policy.CONSTANT,
-        Policy.CONSTANT,
-        Policy.PROGRESS,
+def test_published_presets_have_the_published_regularisation() -> None:
+    found = [preset(f"yosinski_{number}", (227, 227)) for number in (1, 2, 3, 4)]
+    assert [item.steps for item in found] == [500, 750, 1000, 1000]
+    assert [item.decay for item in found] == [0, 0.3, 1e-4, 0]
+    assert [(item.blur_sigma, item.blur_every) for item in found if item.blur_every] == [
+        (0.5, 4),
+        (1.0, 4),
+        (0.5, 4),
     ]
+    assert [item.norm_percentile for item in found] == [50, 20, 0, 0]
+    assert [item.contribution_percentile for item in found] == [0, 0, 0, 90]
 
 
 def test_the_default_preset_knows_photos_from_grey_images_signals_and_small_images() -> None:

@@ -87,6 +87,22 @@ def test_bounded_linear_classifier_ends_in_the_corner_of_its_weights() -> None:
     assert torch.equal(result.images[0], (linear.weight[1] > 0) * 255.0)
 
 
+@pytest.mark.parametrize("preset", [name for name in PRESETS if name.startswith("yosinski")])
+def test_published_regularisation_suits_gradients_of_any_size(preset: str) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        last = nn.Linear(4 * 36, 5)
+        body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.SiLU(), nn.Flatten(), last).double()
+    images = []
+    for scale in (1.0, 2.0**-10):
+        with torch.no_grad():
+            last.weight.mul_(scale)
+        model = classifier(body, (3, 8, 8), bounds=(0.0, 1.0))
+        images.append(_run(model, [0, 3], preset=preset, steps=60).images)
+    torch.testing.assert_close(images[1], images[0])
+    assert (images[0].flatten(1).std(1) > 0.02).all()
+
+
 @pytest.mark.parametrize("name", _models())
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_runs_on_every_layout_and_stays_in_bounds(name: str, preset: str) -> None:
