@@ -100,6 +100,7 @@ class Region:
         self.graph = graph
         self.modules: dict[str, Any] = dict(graph.named_modules())
         self.nodes = [node for node in graph.graph.nodes if node.op != "output"]
+        self.places = {node: place for place, node in enumerate(self.nodes)}
         self.shapes = {node: observed.get(node.name, Observed()).shape for node in self.nodes}
         self.local: dict[fx.Node, Local | None] = {}
         for node in self.nodes:
@@ -124,7 +125,7 @@ class Region:
         None where two ways lead to a node at different steps.
         """
         found = {cut: Piece((1, 1), (0, 0), length)}
-        for node in reversed(self.nodes[: self.nodes.index(cut) + 1]):
+        for node in reversed(self.nodes[: self.places[cut] + 1]):
             local = self.local[node]
             if node not in found or local is None:
                 continue
@@ -141,30 +142,26 @@ class Region:
     def price(self, cut: fx.Node, pieces: Mapping[fx.Node, Piece]) -> float:
         """Multiplications for a row by way of these pieces, over those of the whole network."""
         total = sum(self.cost.values())
-        place = self.nodes.index(cut)
-        spent = sum(self.cost[node] for node in self.nodes[place + 1 :])
+        spent = sum(self.cost[node] for node in self.nodes[self.places[cut] + 1 :])
         spent += _LIGHT * math.prod((self.shapes[cut] or (1,))[1:])
         for node, piece in pieces.items():
-            share = math.prod(piece.length) / math.prod((self.shapes[node] or (1, 1))[-2:])
+            share = math.prod(piece.length) / math.prod(self.sizes[node])
             spent += _SMALL * self.cost[node] * share
         return spent / max(total, 1.0)
 
     def _cuts(self) -> Iterator[fx.Node]:
         """Local nodes that hide all earlier ones from the later, and that nothing writes to."""
-        readers = {
-            node: {self.nodes.index(user) for user in node.users if user.op != "output"}
-            | ({len(self.nodes)} if any(user.op == "output" for user in node.users) else set())
+        last = {  # that reads each node
+            node: max((self.places.get(user, len(self.nodes)) for user in node.users), default=-1)
             for node in self.nodes
+            if node.op != "get_attr"
         }
+        seen_until = -1  # by nodes after it, of all but the node itself
         for place, node in enumerate(self.nodes):
-            if not self.local[node] or node.op == "placeholder":
-                continue
-            crossing = [
-                earlier
-                for earlier in self.nodes[: place + 1]
-                if earlier.op != "get_attr" and any(reader > place for reader in readers[earlier])
-            ]
-            if crossing == [node] and not any(map(writes, node.users)):
+            hides = seen_until <= place and last.get(node, -1) > place
+            seen_until = max(seen_until, last.get(node, -1))
+            local = self.local[node] is not None and node.op != "placeholder"
+            if hides and local and not any(map(writes, node.users)):
                 yield node
 
     def _cost(self, node: fx.Node) -> float:
@@ -289,7 +286,7 @@ def _max_pool(
 
 def parts(region: Region, cut: fx.Node) -> tuple[fx.GraphModule, fx.GraphModule]:
     """The network up to a cut, and from there on."""
-    place = region.nodes.index(cut)
+    place = region.places[cut]
     first, last = fx.Graph(), fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     for node in region.nodes[: place + 1]:
