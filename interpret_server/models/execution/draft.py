@@ -108,7 +108,7 @@ class Draft:
             output = tuple(named[name] for name in nodes)
         graph.output(output)
         table = {
-            str(node.target): _attribute(body, str(node.target))
+            str(node.target): attribute(body, str(node.target))
             for node in graph.nodes
             if node.op in ("call_module", "get_attr")
         }
@@ -182,7 +182,8 @@ def writes(node: fx.Node) -> bool:
     return name.endswith("_") and not name.endswith("__")
 
 
-def _attribute(root: nn.Module, target: str) -> Any:
+def attribute(root: nn.Module, target: str) -> Any:
+    """What a node's target, such as `features.0.weight`, stands for."""
     value: Any = root
     for name in target.split("."):
         value = getattr(value, name)

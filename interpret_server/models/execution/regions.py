@@ -10,8 +10,8 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 from torch.nn import functional as F
 
-from .draft import Observed, function_name, writes
-from .pooling import halve, max_pool2d
+from .draft import Observed, attribute, function_name, writes
+from .pooling import halve, max_pool2d, settings
 
 Pair = tuple[int, int]
 
@@ -210,8 +210,8 @@ class Region:
                 fill=0.0 if any(module.padding) else None,
             )  # fmt: skip
         if isinstance(module, nn.MaxPool2d) and not module.return_indices:
-            parts = (module.kernel_size, module.stride, module.padding, module.dilation)
-            return _max_pool(source, *map(_both, parts), ceil=module.ceil_mode)
+            *parts, ceil = settings(module)
+            return _max_pool(source, *map(_both, parts), ceil=ceil)
         if isinstance(module, nn.AvgPool2d) and module.count_include_pad and not module.ceil_mode:
             kernel, stride = _both(module.kernel_size), _both(module.stride)
             divisor = module.divisor_override
@@ -247,7 +247,7 @@ class Region:
 
         def run(found: Mapping[fx.Node, Tensor]) -> Tensor:
             def value(each: fx.Node) -> Any:
-                return found[each] if each in found else self._constant(each)
+                return found[each] if each in found else attribute(self.graph, str(each.target))
 
             given: Tensor = target(*map_arg(node.args, value), **map_arg(node.kwargs, value))
             return given
@@ -258,16 +258,10 @@ class Region:
         """Whether a node is no constant, or one that is the same at all positions."""
         if node.op != "get_attr":
             return True
-        constant = self._constant(node)
+        constant = attribute(self.graph, str(node.target))
         return isinstance(constant, Tensor) and (
             constant.dim() == 0 or (constant.dim() >= 2 and constant.shape[-2:] == (1, 1))
         )
-
-    def _constant(self, node: fx.Node) -> Any:
-        value: Any = self.graph
-        for part in str(node.target).split("."):
-            value = getattr(value, part)
-        return value
 
 
 def _both(value: Any) -> Pair:
