@@ -42,8 +42,7 @@ class Group:
         self.key: Hashable = request.key
         self.plugin = request.plugin.name
         self.members: list[Member] = []
-        together = request.plugin.rows is not Rows.INDEPENDENT
-        self.limit = 0 if together else request.max_rows
+        self.joinable = request.plugin.rows is Rows.INDEPENDENT
         self.rows = 0
         self.clients: dict[str, int] = {}  # rows of each
         self.priority = member.request.call.priority
@@ -74,7 +73,7 @@ class Group:
 
     def has_room(self, member: Member) -> bool:
         """Whether a call's rows still fit into the batch."""
-        return self.rows + member.request.rows <= self.limit
+        return self.joinable and self.rows + member.request.rows <= self._request.max_rows
 
     def join(self, member: Member) -> None:
         """Add a call; the most urgent one sets the priority of all."""
@@ -99,7 +98,7 @@ class Group:
     def start(self) -> None:
         """Take no more calls."""
         self.started = True
-        self.leads = 0 < self.limit and self.rows <= self._request.max_rows
+        self.leads = self.joinable and self.rows <= self._request.max_rows
 
     def offer(self) -> None:
         """Let the groups that wait have the device; returns when it is this group's again."""

@@ -20,6 +20,7 @@ from .admission import Admission
 from .failure import internal_error
 from .group import Group, Pulse, Settlement
 from .member import Member
+from .openmp import leave_team
 from .threads import ThreadPool
 from .turns import Turns
 
@@ -156,7 +157,12 @@ class Scheduler:
         return None
 
     def _hand(self, group: Group) -> bool:
-        """Give the device to a group; False where the system gives no thread to start it in."""
+        """Give the device to a group; False where the system gives no thread to start it in.
+
+        It computes in another thread than this one, whose team of OpenMP threads would make both
+        slower.
+        """
+        leave_team()
         if group.started:
             self._holder = group
             group.take()

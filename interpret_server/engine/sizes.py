@@ -1,5 +1,6 @@
 """How many rows of a kind of work run at once: what fits the memory and the time of a step."""
 
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Hashable
@@ -16,13 +17,16 @@ class _Limits:
     by_time: float | None = None
     by_memory: int | None = None
     good: int = 0  # batches in a row that filled `by_memory`
+    each: float = math.inf  # seconds of a row in the last step, if it was on time
 
 
 class BatchSizes:
     """What one model's batches have shown. Any thread may use it.
 
     A kind of work is a plugin and the shape of a row. A step's time is taken to grow with the rows
-    at most in proportion, so a small batch never promises too much for a larger one.
+    at most in proportion, so a small batch never promises too much for a larger one. A late step of
+    so few rows that by the one before it would have been on time is taken for chance, for the work
+    of another process, unless the next one is late too.
 
     Args:
         max_rows: most rows in any case.
@@ -49,9 +53,11 @@ class BatchSizes:
         fits = rows * _AIM * self._max_step / max(seconds, 1e-9)
         with self._lock:
             limits = self._limits(kind)
-            if seconds > self._max_step:
-                limits.by_time = fits
-            elif limits.by_time is not None and fits > limits.by_time:
+            late = seconds > self._max_step
+            by_chance = late and rows * limits.each <= self._max_step
+            limits.each = math.inf if late else seconds / rows
+            by_time = limits.by_time or math.inf
+            if (late and not by_chance) or (not late and by_time < fits):
                 limits.by_time = fits if fits < self._max_rows else None
             if limits.by_memory is not None and rows >= limits.by_memory:
                 limits.good += 1

@@ -53,6 +53,26 @@ def test_small_batches_do_not_shrink_the_bound():
     assert sizes.rows(KIND) == 12
 
 
+def test_one_late_step_where_the_one_before_was_on_time_is_chance():
+    sizes = BatchSizes(64, max_step=0.25)
+    sizes.ran(KIND, 64, 1.0)
+    sizes.ran(KIND, 12, 0.2)
+    for _ in range(3):
+        sizes.ran(KIND, 12, 1.0)
+        assert sizes.rows(KIND) == 12
+        sizes.ran(KIND, 12, 0.2)
+    sizes.ran(KIND, 12, 1.0)
+    sizes.ran(KIND, 12, 0.6)
+    assert sizes.rows(KIND) == 4
+
+
+def test_a_late_step_of_many_more_rows_than_the_one_before_is_no_chance():
+    sizes = BatchSizes(64, max_step=0.25)
+    sizes.ran(KIND, 1, 0.02)
+    sizes.ran(KIND, 64, 1.0)
+    assert sizes.rows(KIND) == 12
+
+
 def test_one_slow_step_is_made_good_by_the_next():
     sizes = BatchSizes(64, max_step=0.25)
     sizes.ran(KIND, 64, 2.5)
@@ -132,6 +152,23 @@ async def test_calls_do_not_merge_beyond_a_steps_time():
         walk.go.set()
         await asyncio.gather(*tasks)
     assert walk.batches == [1] * 5
+
+
+async def test_a_group_that_waits_takes_as_many_rows_as_are_known_to_fit_when_they_come():
+    walk = Walk()
+    async with serving(walk, max_step=1e-9) as worker:
+        call = calling("walk", rows(0), params={"steps": 1})
+        await result(worker, call)
+        walk.go.clear()
+        tasks = [asyncio.create_task(result(worker, call)) for _ in range(2)]
+        await until(lambda: queued(worker) == 1)
+        for group in worker._scheduler._ready:
+            group._request.sizes.ran(group._request.kind, 64, 1e-12)
+        tasks += [asyncio.create_task(result(worker, call)) for _ in range(3)]
+        await until(lambda: queued(worker) == 4)
+        walk.go.set()
+        await asyncio.gather(*tasks)
+    assert walk.batches == [1, 1, 4]
 
 
 async def test_rows_that_belong_together_are_never_split():
