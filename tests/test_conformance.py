@@ -31,6 +31,7 @@ from interpret_server.plugin import (
     output,
 )
 from interpret_server.testing import ConformanceError, classifier, conformance
+from interpret_server.testing.conformance import MakeTensors
 from tests.plugins.attribution.transformers import IMAGE, vision
 
 POINTS = sorted(entry_points(group="interpret_server.plugins"), key=lambda point: point.name)
@@ -38,17 +39,24 @@ POINTS = sorted(entry_points(group="interpret_server.plugins"), key=lambda point
 
 @pytest.mark.parametrize("point", POINTS, ids=lambda point: point.name)
 def test_installed_plugin_keeps_the_contract(point: EntryPoint) -> None:
-    plugin: type[Plugin[Any, Any]] = point.load()
-    amounts = ("steps", "masks", "samples", "permutations")
-    few: dict[str, Any] = {name: 4 for name in amounts if name in plugin.params_type.model_fields}
-    if "queries" in plugin.params_type.model_fields:
-        few["queries"] = 40
-    if point.name == "compare":
-        few = {"methods": ["saliency", "input_x_gradient"], "metrics": ["deletion"]}
+    plugin: Plugin[Any, Any] = point.load()()
     suited = [attentive()] if point.name == "attention_rollout" else None
-    made = {"mask": half_masks, "style": ramps}
-    tensors = next((made[name] for name in plugin.tensors if name in made), None)
-    conformance(plugin, params=few, models=suited, tensors=tensors)
+    conformance(plugin, params=few(plugin), models=suited, tensors=own_tensors(plugin))
+
+
+def few(plugin: Plugin[Any, Any]) -> dict[str, Any]:
+    """Parameters that spare time."""
+    if plugin.name == "compare":
+        return {"methods": ["saliency", "input_x_gradient"], "metrics": ["deletion"]}
+    amounts = {"steps": 4, "masks": 4, "samples": 4, "permutations": 4, "queries": 40}
+    fields = plugin.params_type.model_fields
+    return {name: amount for name, amount in amounts.items() if name in fields}
+
+
+def own_tensors(plugin: Plugin[Any, Any]) -> MakeTensors | None:
+    """What makes the auxiliary tensors that are not just like inputs."""
+    made: dict[str, MakeTensors] = {"mask": half_masks, "style": ramps}
+    return next((made[name] for name in plugin.tensors if name in made), None)
 
 
 def half_masks(model: Classifier, rows: int) -> dict[str, Tensor]:

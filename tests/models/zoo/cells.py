@@ -12,6 +12,7 @@ from interpret_server.models.loading import LoadedModel, load_classifier
 from interpret_server.models.manifest import Manifest
 from interpret_server.models.relu_rules import ReluRule
 from interpret_server.models.targets import TargetKind, Targets
+from tests.stand_in_device import stand_in_device
 
 from .architectures import ZOO
 from .exports import Export, Exporter, write
@@ -156,12 +157,12 @@ def measure(classifier: Classifier, x: Tensor, layer: str) -> Values:
     with torch.no_grad():
         logits = classifier(x)
         (values,) = classifier.activations(x, [layer])
-    chosen = Targets.classes(classes(len(x), classifier.classes))
+    chosen = Targets.classes(classes(len(x), classifier.classes)).to(x.device)
     along = Targets(
         TargetKind.DIRECTION,
-        torch.zeros(len(x), 0, dtype=torch.int64),
+        torch.zeros(len(x), 0, dtype=torch.int64, device=x.device),
         layer,
-        direction(values).expand_as(values),
+        direction(values).to(values).expand_as(values),
     )
     quantities = {
         LOGITS: logits,
@@ -181,6 +182,8 @@ def _first_input(classifier: Classifier, gradient: Tensor) -> Tensor:
 
 def judge(cell: Cell, loaded: LoadedModel) -> list[Difference]:
     """Every quantity against the eager module's, and every row of a batch against itself alone.
+
+    Moves the classifier to another device at last.
 
     Raises:
         LayerNotFound: the layer to check is not there.
@@ -210,7 +213,15 @@ def judge(cell: Cell, loaded: LoadedModel) -> list[Difference]:
         differences += _compare(
             cell, "at another size", other, expected(cell.name, dtype, elsewhere=True)
         )
+    differences += _compare(cell, "on another device", far(classifier, x, layer), together)
     return differences
+
+
+def far(classifier: Classifier, x: Tensor, layer: str) -> Values:
+    """The quantities on a stand-in for a GPU, where the classifier then stays."""
+    with stand_in_device() as device:
+        found = measure(classifier.to(device), x.to(device), layer)
+        return {quantity: value.cpu() for quantity, value in found.items()}
 
 
 def _compare(cell: Cell, where: str, found: Values, reference: Values) -> list[Difference]:
