@@ -1,0 +1,84 @@
+"""The engine takes rows to the model's device and results back; on a stand-in for a GPU."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from engine_fakes import (
+    Act,
+    Double,
+    Synthesis,
+    Value,
+    Walk,
+    array,
+    calling,
+    events,
+    linear,
+    result,
+    rows,
+    serving,
+    tensor,
+    to_class,
+)
+
+from interpret_server.engine import job, local
+from interpret_server.engine.api import Preview, Target
+from interpret_server.engine.execution import execute
+from interpret_server.engine.group import Group, Settlement
+from interpret_server.models.classifier import Classifier
+from tests.stand_in_device import DEVICE, Distant, stand_in_device
+
+
+def distant() -> Classifier:
+    with stand_in_device():
+        return linear(2.0).to(DEVICE)
+
+
+@pytest.fixture(autouse=True)
+def device_thread_knows_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    def there(group: Group) -> Iterator[Settlement]:
+        with stand_in_device():
+            return iter(list(execute(group)))
+
+    monkeypatch.setattr(local, "execute", there)
+    monkeypatch.setattr(job.EngineJob, "_refuse_modes", staticmethod(lambda: None))
+
+
+async def test_targets_that_are_predicted_on_the_device() -> None:
+    asked = calling("value", rows(0.1, 0.9))
+    async with serving(Value(), model=linear(2.0)) as worker:
+        here = await result(worker, asked)
+    async with serving(Value(), model=distant()) as worker:
+        there = await result(worker, asked)
+    assert torch.equal(tensor(there.tensors["value"]), tensor(here.tensors["value"]))
+    assert there.provenance.targets == here.provenance.targets
+
+
+async def test_inputs_targets_and_tensors_arrive_and_results_come_back() -> None:
+    async with serving(Double(), Synthesis(), Value(), model=distant()) as worker:
+        doubled = await result(worker, calling("double", rows(0.25, 0.5)))
+        mask = {"mask": array(torch.ones(1, 4)), "code": array(torch.ones(1, 2))}
+        made = await result(
+            worker, calling("synthesis", rows(0.5), targets=to_class(1), tensors=mask, seeds=(3,))
+        )
+        along = Target("direction", direction=array([1.0, 2.0, 0.0]))
+        value = await result(worker, calling("value", rows(0.5), targets=(along,)))
+    assert tensor(doubled.tensors["doubled"])[:, 0].tolist() == [0.5, 1.0]
+    assert doubled.metrics["total"] == (1.0, 1.25)
+    assert doubled.before[0].classes[0] == 1
+    assert tuple(tensor(made.tensors["images"]).shape) == (1, 4)
+    assert tensor(value.tensors["value"]).tolist() == [3.0]
+
+
+async def test_previews_and_warnings_come_back() -> None:
+    def warn(model, batch, job):
+        assert isinstance(batch.inputs, Distant)
+        job.warn(batch.inputs[:, 0] > 0.35, "high")
+        return batch.inputs + 1
+
+    async with serving(Walk(), Act(warn), model=distant()) as worker:
+        seen = await events(worker, calling("walk", rows(0), previews=True, params={"steps": 3}))
+        warned = await result(worker, calling("act", rows(0.1, 0.4)))
+    previews = [event for event in seen if isinstance(event, Preview)]
+    assert tensor(previews[0].tensors["images"])[0, 0].item() == previews[0].done
+    assert [warning.rows for warning in warned.warnings] == [(1,)]
