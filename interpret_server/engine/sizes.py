@@ -14,7 +14,7 @@ _KINDS = 256  # whose sizes are remembered
 
 @dataclass
 class _Limits:
-    by_time: float | None = None
+    by_time: float = math.inf
     by_memory: int | None = None
     good: int = 0  # batches in a row that filled `by_memory`
     each: float = math.inf  # seconds of a row in the last step, if it was on time
@@ -44,9 +44,8 @@ class BatchSizes:
             limits = self._kinds.get(kind)
         if limits is None:
             return self._max_rows
-        by_time = self._max_rows if limits.by_time is None else int(limits.by_time)
         by_memory = self._max_rows if limits.by_memory is None else limits.by_memory
-        return max(1, min(self._max_rows, by_time, by_memory))
+        return max(1, int(min(self._max_rows, limits.by_time, by_memory)))
 
     def ran(self, kind: Hashable, rows: int, seconds: float) -> None:
         """A batch of `rows` was finished; its longest step took `seconds`."""
@@ -56,9 +55,8 @@ class BatchSizes:
             late = seconds > self._max_step
             by_chance = late and rows * limits.each <= self._max_step
             limits.each = math.inf if late else seconds / rows
-            by_time = limits.by_time or math.inf
-            if (late and not by_chance) or (not late and by_time < fits):
-                limits.by_time = fits if fits < self._max_rows else None
+            if (late and not by_chance) or (not late and limits.by_time < fits):
+                limits.by_time = fits if fits < self._max_rows else math.inf
             if limits.by_memory is not None and rows >= limits.by_memory:
                 limits.good += 1
                 if limits.good == GOOD_BATCHES:
