@@ -27,7 +27,7 @@ from tests.stand_in_device import DEVICE, Distant, stand_in_device
 from tests.test_conformance import POINTS, few, own_tensors
 
 ROWS = 3
-COLOUR, GREY, SIGNALS = 0, 1, 3  # of the suite's subjects; GREY is in float64
+COLOUR, GREY, SIGNALS = 0, 1, 3  # of the suite's subjects; the last two in float64
 AnyPlugin = Plugin[Any, Any]
 
 
