@@ -5,6 +5,8 @@ import gc
 import os
 import sys
 
+from .trimming import keep_messages_from_trimming
+
 _MIB = 1 << 20
 # Parameter of mallopt in glibc's malloc.h, name in the environment, value. Arenas of other threads
 # than the first hold 64 MiB at most: what is larger would be mapped and cleared every time.
@@ -33,6 +35,7 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):  # another C library
         return False
+    keep_messages_from_trimming()
     taken = [mallopt(number, value) for number, name, value in _SETTINGS if name not in os.environ]
     return all(taken)
 
