@@ -140,9 +140,8 @@ def predict(
         timeout: seconds; None for the client's own.
     """
     content = Content(inputs)
-    request = models_api.PredictRequest(
-        model=name, inputs=content.inputs(), priority=codec.encode_priority(priority)
-    )
+    request = models_api.PredictRequest(model=name, priority=codec.encode_priority(priority))
+    content.fill_inputs(request.inputs)
     return content.call(
         "ModelService.Predict", request, parse.predictions, retry=True, timeout=timeout
     )
@@ -170,11 +169,10 @@ def gradient(
     """
     content = Content(inputs, {"grad_outputs": grad_outputs})
     request = models_api.ComputeGradientRequest(
-        model=name,
-        inputs=content.inputs(),
-        grad_outputs=content.tensor("grad_outputs"),
-        priority=codec.encode_priority(priority),
+        model=name, priority=codec.encode_priority(priority)
     )
+    content.fill_inputs(request.inputs)
+    content.fill_tensor("grad_outputs", request.grad_outputs)
     return content.call(
         "ModelService.ComputeGradient", request, parse.gradient, retry=True, timeout=timeout
     )
@@ -200,16 +198,17 @@ def activations(
     content = Content(inputs, any_size=True)
     request = models_api.ComputeActivationsRequest(
         model=name,
-        inputs=content.inputs(),
         layers=[layers] if isinstance(layers, str) else layers,
         priority=codec.encode_priority(priority),
     )
+    content.fill_inputs(request.inputs)
     return content.call(
         "ModelService.ComputeActivations", request, parse.activations, retry=True, timeout=timeout
     )
 
 
-def _run_request(
+def _fill_run(
+    request: interpret.RunRequest,
     plugin: str,
     model: str,
     inputs: Any,
@@ -223,27 +222,26 @@ def _run_request(
     priority: str | None,
     *,
     copied: bool = False,
-) -> tuple[interpret.RunRequest, Content]:
+) -> Content:
     tensors = tensors or {}
     fields = {f"tensors.{name}": tensor for name, tensor in tensors.items()}
     rendering = read_rendering(render)
     pictures = 0 if rendering is None else len(rendering.styles)
     content = Content(inputs, fields, any_size=inputs is None, copied=copied, pictures=pictures)
-    request = interpret.RunRequest(
-        model=model,
-        plugin=plugin,
-        inputs=content.inputs(),
-        targets=codec.encode_targets(target, content.parts),
-        params_json=codec.encode_params(params),
-        seeds=codec.encode_seeds(seed),
-        tensors={name: content.tensor(f"tensors.{name}") for name in tensors},
-        models=codec.encode_models(models),
-        render=rendering is not None,
-        rendering=encode_rendering(rendering),
-        half_precision=half,
-        priority=codec.encode_priority(priority),
-    )
-    return request, content
+    request.model, request.plugin = model, plugin
+    request.params_json = codec.encode_params(params)
+    request.targets.extend(codec.encode_targets(target, content.parts))
+    request.seeds.extend(codec.encode_seeds(seed))
+    request.models.update(codec.encode_models(models))
+    request.render = rendering is not None
+    if (message := encode_rendering(rendering)) is not None:
+        request.rendering.CopyFrom(message)
+    request.half_precision = half
+    request.priority = codec.encode_priority(priority)
+    content.fill_inputs(request.inputs)
+    for name in tensors:
+        content.fill_tensor(f"tensors.{name}", request.tensors[name])
+    return content
 
 
 def run(
@@ -288,8 +286,20 @@ def run(
         FailedPrecondition: the model lacks a capability that the plugin requires.
         Overloaded, Cancelled, DeadlineExceeded, Unavailable, ServerError.
     """
-    request, content = _run_request(
-        plugin, model, inputs, target, params, seed, tensors, models, render, half, priority
+    request = interpret.RunRequest()
+    content = _fill_run(
+        request,
+        plugin,
+        model,
+        inputs,
+        target,
+        params,
+        seed,
+        tensors,
+        models,
+        render,
+        half,
+        priority,
     )
     return content.call("InterpretService.Run", request, parse.ran, retry=True, timeout=timeout)
 
@@ -322,7 +332,9 @@ def stream(
     Raises:
         as `run`, while the stream is read.
     """
-    run, content = _run_request(
+    request = interpret.RunStreamRequest(previews=previews)
+    content = _fill_run(
+        request.request,
         plugin,
         model,
         inputs,
@@ -336,5 +348,4 @@ def stream(
         priority,
         copied=True,
     )
-    request = interpret.RunStreamRequest(request=run, previews=previews)
     return content.call("InterpretService.RunStream", request, parse.event, timeout=timeout)

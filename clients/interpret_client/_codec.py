@@ -61,8 +61,14 @@ def to_array(value: Any, field: str) -> Array:
     return array
 
 
-def encode_tensor(value: Any, field: str, parts: Parts | None = None) -> types.Tensor:
-    """An array as a message: little-endian bytes in C order, as a part where there are `parts`."""
+def encode_tensor(
+    value: Any, field: str, parts: Parts | None = None, message: types.Tensor | None = None
+) -> types.Tensor:
+    """An array as a message: little-endian bytes in C order, as a part where there are `parts`.
+
+    `message` is filled where it is given: protobuf copies a message into the one that takes it,
+    three times its bytes.
+    """
     array = to_array(value, field)
     dtype = _DTYPES.get(array.dtype.name)
     if dtype is None:
@@ -74,7 +80,9 @@ def encode_tensor(value: Any, field: str, parts: Parts | None = None) -> types.T
         if array.dtype.name == "bfloat16"
         else array.astype(array.dtype.newbyteorder("<"), copy=False)
     )
-    message = types.Tensor(dtype=dtype, shape=array.shape)
+    message = types.Tensor() if message is None else message
+    message.dtype = dtype
+    message.shape.extend(array.shape)
     if parts is not None:
         flat = np.ascontiguousarray(little).reshape(-1).view(np.uint8)
         message.part = parts.add(flat.data)
@@ -128,22 +136,24 @@ def read_inputs(inputs: Any) -> Inputs:
     return to_array(inputs, "inputs")
 
 
-def encode_inputs(inputs: Inputs, parts: Parts | None = None) -> types.Inputs | None:
-    """The inputs as a message."""
-    if inputs is None:
-        return None
+def encode_inputs(
+    inputs: Inputs, parts: Parts | None = None, message: types.Inputs | None = None
+) -> types.Inputs:
+    """The inputs as a message; `message` is filled where it is given, and left alone by None."""
+    message = types.Inputs() if message is None else message
     if isinstance(inputs, DataSet):
-        return types.Inputs(dataset=_encode_rows(inputs))
-    if isinstance(inputs, dict):
-        named = {
-            name: encode_tensor(value, f"inputs.{name}", parts) for name, value in inputs.items()
-        }
-        return types.Inputs(named=types.NamedTensors(tensors=named))
-    if isinstance(inputs, list):
-        numbers = [] if parts is None else parts.add_files(inputs)
-        images = types.EncodedImages(images=[] if numbers else inputs, parts=numbers)
-        return types.Inputs(images=images)
-    return types.Inputs(tensor=encode_tensor(inputs, "inputs", parts))
+        message.dataset.CopyFrom(_encode_rows(inputs))
+    elif isinstance(inputs, dict):
+        message.named.SetInParent()
+        for name, value in inputs.items():
+            encode_tensor(value, f"inputs.{name}", parts, message.named.tensors[name])
+    elif isinstance(inputs, list):
+        message.images.SetInParent()
+        message.images.parts.extend([] if parts is None else parts.add_files(inputs))
+        message.images.images.extend([] if message.images.parts else inputs)
+    elif inputs is not None:
+        encode_tensor(inputs, "inputs", parts, message.tensor)
+    return message
 
 
 def _encode_rows(dataset: DataSet) -> types.DataSet:
@@ -242,7 +252,7 @@ def _target(value: Any, field: str, parts: Parts | None) -> types.Target:
             message.neuron.index.extend(index.tolist())
         case ["direction"]:
             direction = to_array(value["direction"], f"{field}.direction").astype(np.float32)
-            message.direction.CopyFrom(encode_tensor(direction, f"{field}.direction", parts))
+            encode_tensor(direction, f"{field}.direction", parts, message.direction)
         case [unit]:
             raise InvalidRequest.field(f"{field}.{unit}", "give one whole number")
         case _:

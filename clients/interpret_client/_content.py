@@ -51,13 +51,13 @@ class Content:
         expected = codec.expected_bytes(self._inputs, self._tensors.values(), pictures)
         self.parts = Parts(copied=copied) if any_size or expected > LARGE_BYTES else None
 
-    def inputs(self) -> types.Inputs | None:
-        """The inputs as a message."""
-        return codec.encode_inputs(self._inputs, self.parts)
+    def fill_inputs(self, message: types.Inputs) -> None:
+        """Write the inputs into a field of the request."""
+        codec.encode_inputs(self._inputs, self.parts, message)
 
-    def tensor(self, field: str) -> types.Tensor:
-        """Another array as a message."""
-        return codec.encode_tensor(self._tensors[field], field, self.parts)
+    def fill_tensor(self, field: str, message: types.Tensor) -> None:
+        """Write another array into a field of the request."""
+        codec.encode_tensor(self._tensors[field], field, self.parts, message)
 
     def call(
         self, method: str, request: Message, parse: Callable[..., T], **options: Any

@@ -41,16 +41,17 @@ def to_tensor(array: Array, field: str) -> Tensor:
     dtype = DTYPES[array.dtype]
     if not needed:
         return torch.empty(shape, dtype=dtype)
-    return torch.frombuffer(_writable(view, ITEM_SIZES[array.dtype]), dtype=dtype).reshape(shape)
+    tensor = torch.frombuffer(_writable(view), dtype=dtype)
+    if tensor.data_ptr() % ITEM_SIZES[array.dtype]:
+        tensor = torch.frombuffer(bytearray(view), dtype=dtype)
+    return tensor.reshape(shape)
 
 
-def _writable(view: memoryview, alignment: int) -> Any:
-    """A buffer that torch accepts without a warning: the same memory where it is aligned."""
-    address = np.frombuffer(view, np.uint8).ctypes.data
-    if address % alignment:
-        return bytearray(view)
+def _writable(view: memoryview) -> Any:
+    """The same memory as a buffer that torch accepts without a warning."""
     if not view.readonly:
         return view
+    address, _ = np.frombuffer(view, np.uint8).__array_interface__["data"]
     buffer = (ctypes.c_ubyte * len(view)).from_address(address)
     buffer.owner = view  # type: ignore[attr-defined]  # keeps the bytes alive with the tensor
     return buffer

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from difflib import get_close_matches
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -179,8 +180,7 @@ def _check_values(inputs: Tensor, info: InputInfo, field: str, name: str) -> Non
         bounds = (0, info.limit - 1)
     if bounds is None:
         return
-    # Compared in the model's own dtype: a bound such as 0.1 is rounded as the input is.
-    lower, upper = torch.tensor(bounds, dtype=inputs.dtype).tolist()
+    lower, upper = _rounded(bounds, inputs.dtype)
     if smallest < lower or largest > upper:
         value = smallest if smallest < lower else largest
         row = int((inputs == value).flatten(1).any(1).nonzero()[0])
@@ -190,6 +190,13 @@ def _check_values(inputs: Tensor, info: InputInfo, field: str, name: str) -> Non
             f"{'tokens' if info.kind == 'tokens' else 'bounds'} [{bounds[0]:g}, {bounds[1]:g}] "
             f"of {name}",
         )
+
+
+@cache
+def _rounded(bounds: tuple[float, float], dtype: torch.dtype) -> tuple[float, float]:
+    """Bounds in the model's own dtype: one such as 0.1 is rounded as the input is."""
+    lower, upper = torch.tensor(bounds, dtype=dtype).tolist()
+    return lower, upper
 
 
 def _beyond(value: float, lower: float, upper: float) -> str:

@@ -97,9 +97,9 @@ class Targets:
                     f"not {self.index.shape[1]}",
                 )
             for axis, limit in enumerate(limits):
-                column = self.index[:, axis]
-                if len(column) and not (0 <= int(column.min()) and int(column.max()) < limit):
-                    bad = int(column[(column < 0) | (column >= limit)][0])
+                column = self.index[:, axis].tolist()
+                if column and not 0 <= min(column) <= max(column) < limit:
+                    bad = next(index for index in column if not 0 <= index < limit)
                     raise InvalidRequest.field(
                         "target",
                         f"{self.kind} {bad} is out of range; {what} has 0 to {limit - 1}"

@@ -26,7 +26,7 @@ async def result_of(
         InterpretError: whatever the worker raised.
     """
     try:
-        quiet = replace(call, progress=False)
+        quiet = replace(call, progress=False) if call.progress else call
         async with aclosing(cast(Any, worker.run(quiet))) as events:
             async for event in events:
                 if isinstance(event, Result):

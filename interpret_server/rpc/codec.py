@@ -228,11 +228,15 @@ def to_timeout(remaining: float | None) -> float | None:
 def to_call(
     request: runs.RunRequest,
     *,
-    previews: bool = False,
-    timeout: float | None = None,
     parts: Incoming | None = None,
+    **fields: Any,
 ) -> api.Call:
     """A request to run a plugin.
+
+    Args:
+        request: the message.
+        parts: of a chunked call.
+        fields: of the call, that the message does not hold.
 
     Raises:
         InvalidRequest: naming the field that is wrong.
@@ -257,8 +261,7 @@ def to_call(
         },
         render=to_rendering(request),
         half=request.half_precision,
-        previews=previews,
-        timeout=timeout,
+        **fields,
     )
 
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from interpret_api.v1 import interpret_service_pb2 as runs
@@ -36,13 +36,24 @@ class Method:
 
 
 def _run(
-    request: runs.RunRequest, context: Any, parts: Incoming | None, *, previews: bool = False
+    request: runs.RunRequest,
+    context: Any,
+    parts: Incoming | None,
+    *,
+    previews: bool = False,
+    progress: bool = False,
 ) -> Call:
-    timeout = codec.to_timeout(context.time_remaining())
-    call = codec.to_call(request, previews=previews, timeout=timeout, parts=parts)
-    if call.plugin.startswith("_"):
-        raise unknown_plugin(call.plugin)
-    return replace(call, client=client_of(context), priority=to_priority(request.priority))
+    if request.plugin.startswith("_"):
+        raise unknown_plugin(request.plugin)
+    return codec.to_call(
+        request,
+        parts=parts,
+        previews=previews,
+        progress=progress,
+        timeout=codec.to_timeout(context.time_remaining()),
+        client=client_of(context),
+        priority=to_priority(request.priority),
+    )
 
 
 def _ran(request: runs.RunRequest, result: Result, parts: Outgoing | None) -> runs.RunResponse:
@@ -52,7 +63,7 @@ def _ran(request: runs.RunRequest, result: Result, parts: Outgoing | None) -> ru
 
 
 def _run_stream(request: runs.RunStreamRequest, context: Any, parts: Incoming | None) -> Call:
-    return _run(request.request, context, parts, previews=request.previews)
+    return _run(request.request, context, parts, previews=request.previews, progress=True)
 
 
 def _evaluate(
@@ -65,6 +76,7 @@ def _evaluate(
         timeout=codec.to_timeout(context.time_remaining()),
         client=client_of(context),
         priority=to_priority(request.priority),
+        progress=False,
         **extra,
     )
 

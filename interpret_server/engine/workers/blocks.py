@@ -50,7 +50,7 @@ class Writer:
     """
 
     def __init__(self, view: memoryview | None = None, segment: int = 0) -> None:
-        self._view, self._segment = None if view is None else view[:], segment
+        self._view, self.segment = None if view is None else view[:], segment
         self._placement = Placement()
 
     def __call__(self, data: Bytes) -> pb.Block:
@@ -65,7 +65,7 @@ class Writer:
         if size:  # other threads may run while numpy copies
             place = np.frombuffer(self._view, np.uint8, size, start)
             np.copyto(place, np.frombuffer(source, np.uint8))
-        return pb.Block(span=pb.Span(segment=self._segment, offset=start, length=size))
+        return pb.Block(span=pb.Span(segment=self.segment, offset=start, length=size))
 
 
 def inline(block: pb.Block) -> bytes:

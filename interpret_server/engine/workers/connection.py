@@ -39,6 +39,7 @@ class _InFlight:
 
     mailbox: Mailbox[Result]
     segments: dict[int, Segment] = field(default_factory=dict)
+    lends: list[pb.Lend] = field(default_factory=list)  # that go with the request
     writing: asyncio.Future[pb.Call] | None = None  # a thread that fills a segment
 
 
@@ -123,7 +124,7 @@ class Connection:
             if deadline is not None:
                 message.timeout = max(0.0, deadline - time.monotonic())
             self._check_alive()
-            self._channel.send(pb.ToWorker(run=pb.Run(call=number, request=message)))
+            self._send(number, message, flight)
             sent = True
             self.begun += 1
             while True:
@@ -195,9 +196,11 @@ class Connection:
         size = spans_bytes(call)
         if not size:
             return encode_call(call, Writer())
-        segment = self._acquire(size, flight)
-        self._lend(number, segment, for_result=False)
-        self._lend(number, self._acquire(size, flight), for_result=True)
+        segment, room = self._acquire(size, flight), self._acquire(size, flight)
+        flight.lends = [
+            _lend(number, segment, for_result=False),
+            _lend(number, room, for_result=True),
+        ]
         writer = Writer(segment.view, segment.id)
         if size <= _LARGE:
             return encode_call(call, writer)
@@ -214,10 +217,15 @@ class Connection:
         flight.segments[segment.id] = segment
         return segment
 
-    def _lend(self, number: int, segment: Segment, *, for_result: bool) -> None:
-        lend = pb.Lend(call=number, segment=segment.id, size=segment.size, for_result=for_result)
-        self._channel.send(pb.ToWorker(lend=lend), () if segment.shared else (segment.fd,))
-        segment.shared = True
+    def _send(self, number: int, message: pb.Call, flight: _InFlight) -> None:
+        run = pb.Run(call=number, request=message, lends=flight.lends)
+        self._share(pb.ToWorker(run=run), *flight.segments.values())
+
+    def _share(self, message: pb.ToWorker, *segments: Segment) -> None:
+        """Send a message and the descriptors of segments that the worker does not know yet."""
+        self._channel.send(message, [item.fd for item in segments if not item.shared])
+        for segment in segments:
+            segment.shared = True
 
     def _receive(self, message: pb.FromWorker, descriptors: list[int]) -> None:
         for descriptor in descriptors:  # a worker has none to give
@@ -302,7 +310,7 @@ class Connection:
             flight.mailbox.settle(error)
             self._channel.send(pb.ToWorker(cancel=pb.Cancel(call=message.call)))
             return
-        self._lend(message.call, segment, for_result=True)
+        self._share(pb.ToWorker(lend=_lend(message.call, segment, for_result=True)), segment)
 
     def _give_up(self, number: int, flight: _InFlight) -> None:
         """End a call that was not sent, once nobody writes into its memory any more."""
@@ -348,6 +356,10 @@ class Connection:
                     f"the worker of {self.name} sent what no worker sends: {error}"
                 )
             self._kill()
+
+
+def _lend(number: int, segment: Segment, *, for_result: bool) -> pb.Lend:
+    return pb.Lend(call=number, segment=segment.id, size=segment.size, for_result=for_result)
 
 
 def _cause(name: str, status: int) -> str:

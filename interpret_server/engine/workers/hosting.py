@@ -6,7 +6,7 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Coroutine, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -119,8 +119,9 @@ class _Host:
             self._calls[message.run.call] = asyncio.create_task(
                 self._run(message.run.call, message.run.request)
             )
+            self._take(message.run.lends, descriptors)
         elif kind == "lend":
-            self._take(message.lend, descriptors)
+            self._take([message.lend], descriptors)
         elif kind == "cancel":
             if (task := self._calls.get(message.cancel.call)) is not None:
                 task.cancel()
@@ -194,15 +195,16 @@ class _Host:
         segment = lent.pop()
         return Writer(self._mapped.whole(segment), segment)
 
-    def _take(self, lend: pb.Lend, descriptors: list[int]) -> None:
-        if descriptors:
-            self._mapped.add(lend.segment, descriptors[0], lend.size)
-        over = lend.call <= self._newest and lend.call not in self._calls
-        if lend.for_result and not over:
-            self._lent.setdefault(lend.call, []).append(lend.segment)
-            need = self._needs.get(lend.call)
-            if need is not None and not need.done():
-                need.set_result(None)
+    def _take(self, lends: Iterable[pb.Lend], descriptors: list[int]) -> None:
+        """Segments that a call may use, and the descriptors of those that are new."""
+        for lend in lends:
+            self._mapped.learn(lend.segment, descriptors, lend.size)
+            over = lend.call <= self._newest and lend.call not in self._calls
+            if lend.for_result and not over:
+                self._lent.setdefault(lend.call, []).append(lend.segment)
+                need = self._needs.get(lend.call)
+                if need is not None and not need.done():
+                    need.set_result(None)
 
     def _fail(self, number: int, error: Exception) -> None:
         if not isinstance(error, InterpretError):

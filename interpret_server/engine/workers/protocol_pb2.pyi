@@ -302,12 +302,14 @@ class Load(_message.Message):
     def __init__(self, name: _Optional[str] = ..., path: _Optional[str] = ..., manifest_json: _Optional[str] = ..., samples_path: _Optional[str] = ...) -> None: ...
 
 class Run(_message.Message):
-    __slots__ = ("call", "request")
+    __slots__ = ("call", "request", "lends")
     CALL_FIELD_NUMBER: _ClassVar[int]
     REQUEST_FIELD_NUMBER: _ClassVar[int]
+    LENDS_FIELD_NUMBER: _ClassVar[int]
     call: int
     request: Call
-    def __init__(self, call: _Optional[int] = ..., request: _Optional[_Union[Call, _Mapping]] = ...) -> None: ...
+    lends: _containers.RepeatedCompositeFieldContainer[Lend]
+    def __init__(self, call: _Optional[int] = ..., request: _Optional[_Union[Call, _Mapping]] = ..., lends: _Optional[_Iterable[_Union[Lend, _Mapping]]] = ...) -> None: ...
 
 class Cancel(_message.Message):
     __slots__ = ("call",)

@@ -227,6 +227,18 @@ class Mapped:
         finally:
             os.close(fd)
 
+    def learn(self, identifier: int, descriptors: list[int], size: int) -> None:
+        """Map a segment that is not known yet, by the first of the descriptors, which is taken out.
+
+        Raises:
+            ProtocolError: as `add` does, or there is no descriptor.
+        """
+        if identifier in self._views:
+            return
+        if not descriptors:
+            raise ProtocolError(f"segment {identifier} came without its descriptor")
+        self.add(identifier, descriptors.pop(0), size)
+
     def size(self, identifier: int) -> int:
         """Bytes of a segment. Raises ProtocolError where it is not known."""
         return len(self._find(identifier))

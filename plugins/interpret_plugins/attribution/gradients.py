@@ -1,5 +1,6 @@
 """What the plugins that return one gradient have in common."""
 
+import torch
 from torch import Tensor
 
 from interpret_server.models.classifier import Gradient
@@ -35,28 +36,38 @@ def input_gradient(
     """
     for _ in job.track(1):
         gradient = model.gradient(batch.inputs, batch.targets, rule)
-    warn_of_zeros(job, gradient.inputs, _ZERO)
-    if rule is ReluRule.PLAIN and (saturated := _saturated(model, batch.inputs, gradient)).any():
-        job.warn(saturated, _SATURATED)
+    length = _length(gradient.inputs)
+    _warn(job, length == 0, _ZERO)
+    if rule is ReluRule.PLAIN:
+        _warn(job, _saturated(model, batch.inputs, gradient, length), _SATURATED)
     return gradient.inputs, gradient.logits
 
 
 def warn_of_zeros(job: Job, attributions: Tensor, message: str) -> None:
     """Attach `message` to the rows of `attributions`, `(N, ...)`, that are zero everywhere."""
-    zero = ~attributions.flatten(1).any(1)
-    if zero.any():
-        job.warn(zero, message)
+    _warn(job, _length(attributions) == 0, message)
 
 
-def _saturated(model: Classifier, inputs: Tensor, gradient: Gradient) -> Tensor:
-    """Rows `(N,)` in which the gradient is not zero, but next to nothing."""
-    length = gradient.inputs.flatten(1).double().abs().sum(1)
+def _warn(job: Job, rows: Tensor, message: str) -> None:
+    if rows.any():
+        job.warn(rows, message)
+
+
+def _length(values: Tensor) -> Tensor:
+    """`|v|_1` of every row, `(N,)` in float32 or finer; 0 only where every value is."""
+    rows = values.flatten(1).abs()
+    return rows.sum(1, dtype=torch.promote_types(rows.dtype, torch.float32))
+
+
+def _saturated(model: Classifier, inputs: Tensor, gradient: Gradient, length: Tensor) -> Tensor:
+    """Rows `(N,)` in which the gradient, of this `|g|_1`, is not zero, but next to nothing."""
     width: Tensor | float = model.scale
     if Capability.BOUNDS not in model.capabilities:
-        width = inputs.flatten(1).double().abs().amax(1)
+        width = inputs.flatten(1).abs().amax(1).double()
         width = width.where(width > 0, 1)
     if gradient.logits is None:
         size = gradient.objective.double().abs()
     else:
-        size = gradient.logits.double().amax(1) - gradient.logits.double().amin(1)
-    return (length > 0) & size.isfinite() & (length * width < _LEAST_REACH * size)
+        least, largest = gradient.logits.double().aminmax(dim=1)
+        size = largest - least
+    return (length > 0) & size.isfinite() & (length.double() * width < _LEAST_REACH * size)
