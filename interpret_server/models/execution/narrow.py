@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from .draft import Draft
 from .folding import with_weights
+from .steady import convolve
 
 _CHANNELS = 4  # of the input, at most; with 8 there is nothing to be gained
 _BLOCK_BYTES = 1 << 22  # of the products that exist at once
@@ -24,7 +25,7 @@ class _Convolve(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, *settings: Any) -> Tensor:
         ctx.size, ctx.settings = x.shape[2:], settings
         ctx.save_for_backward(weight)
-        return torch.conv2d(x, weight, bias, *settings)
+        return convolve(x, weight, bias, *settings)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:

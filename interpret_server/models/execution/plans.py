@@ -21,6 +21,7 @@ from .layout import channels_last, is_depthwise
 from .narrow import narrow_convolutions
 from .pieces import cut_at_once
 from .recurrence import simplify_recurrence
+from .steady import steady_convolutions
 from .tidying import (
     call_directly,
     drop_identities,
@@ -47,7 +48,7 @@ class Execution(StrEnum):
     EXACT: in no bit. AUTO: batch norm and constant scales are folded into the layer before them;
     on the CPU, attention that is written out runs by the fused kernel, and networks with batch norm
     or depthwise convolutions run channels-last. All of these round differently; a network that has
-    none of them keeps its bits. FAST: every network with two-dimensional convolutions runs
+    none of them keeps its bits, but for few rows, which are convolved as many are. FAST: every network with two-dimensional convolutions runs
     channels-last on the CPU too.
     """
 
@@ -191,6 +192,8 @@ class Plans:
                 pool_by_halves(draft)
             else:
                 pool_vectorised(draft)
+            if self.execution is not Execution.EXACT and not self._plain:
+                steady_convolutions(draft)
         call_directly(draft)
         self._watch = _Watch((*self._watch.copied, *draft.copied))
 
