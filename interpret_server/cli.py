@@ -13,6 +13,7 @@ import click
 
 from . import __version__
 from .config import ConfigError, Settings, load_settings
+from .engine import waiting
 from .engine.allocator import freeze_start_up, keep_freed_memory
 from .errors import InterpretError
 
@@ -109,6 +110,7 @@ def serve(config: Path | None, ready_file: Path | None, **flags: Any) -> None:
         level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
     keep_freed_memory()
+    os.environ.update(waiting.environment())
 
     def announce(address: str) -> None:
         if ready_file is not None:

@@ -15,10 +15,13 @@ T = TypeVar("T")
 
 
 class Mailbox(Generic[T]):
-    """From the device's threads to one reader on an event loop; `T` is what a call ends with."""
+    """From the device's threads to one reader on an event loop; `T` is what a call ends with.
+
+    Made by the loop's own thread.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
+        self._loop, self._reader = loop, threading.get_ident()
         self._lock = threading.Lock()
         self._filled = asyncio.Event()
         self._woken = False
@@ -100,6 +103,9 @@ class Mailbox(Generic[T]):
         if self._woken:
             return
         self._woken = True
+        if threading.get_ident() == self._reader:  # which needs no waking
+            self._filled.set()
+            return
         try:
             self._loop.call_soon_threadsafe(self._filled.set)
         except RuntimeError:  # the loop is closed: nobody reads any more

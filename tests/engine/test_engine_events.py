@@ -1,6 +1,7 @@
 """Progress, previews and readers of every pace."""
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -152,7 +153,8 @@ def test_a_mailbox_of_a_closed_loop_is_settled():
     loop = asyncio.new_event_loop()
     mailbox: Mailbox[str] = Mailbox(loop)
     loop.close()
-    mailbox.progress(Progress(1, 2))
+    with ThreadPoolExecutor(1) as device:
+        device.submit(mailbox.progress, Progress(1, 2)).result()
     assert mailbox.settled
 
 

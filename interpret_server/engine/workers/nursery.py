@@ -12,7 +12,7 @@ from itertools import count
 from pathlib import Path
 
 from ...errors import Unavailable
-from .. import allocator, sandbox
+from .. import allocator, sandbox, waiting
 from ..api import PluginInfo
 from . import protocol_pb2 as pb
 from .channel import Channel
@@ -209,4 +209,5 @@ def _environment(limits: Limits) -> dict[str, str]:
     """
     threads = {"OMP_NUM_THREADS": str(limits.threads)} if limits.threads else {}
     alone = {"GRPC_ENABLE_FORK_SUPPORT": "0"}  # a forked worker must have a single thread
-    return allocator.environment() | sandbox.environment() | threads | alone
+    own = allocator.environment() | waiting.environment()
+    return own | sandbox.environment() | threads | alone

@@ -48,8 +48,8 @@ class Execution(StrEnum):
     EXACT: in no bit. AUTO: batch norm and constant scales are folded into the layer before them;
     on the CPU, attention that is written out runs by the fused kernel, and networks with batch norm
     or depthwise convolutions run channels-last. All of these round differently; a network that has
-    none of them keeps its bits, but for few rows, which are convolved as many are. FAST: every network with two-dimensional convolutions runs
-    channels-last on the CPU too.
+    none of them keeps its bits, but for few rows, which are convolved as many are. FAST: every
+    network with two-dimensional convolutions runs channels-last on the CPU too.
     """
 
     EXACT = "exact"

@@ -85,6 +85,8 @@ class SteadyConv2d(nn.Conv2d):
         return twin
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # the name that it has in torch
+        if input.shape[0] != 1 and torch.get_num_threads() > 1:  # nearly all there are
+            return super().forward(input)
         usual = not left_aside(input, self.weight, self.stride, self.dilation)  # type: ignore[arg-type]
         if usual or self.weight.requires_grad or torch.is_autocast_enabled("cpu"):
             return super().forward(input)
