@@ -5,16 +5,14 @@ the weights and the output's gradient, added up where windows overlap, takes a q
 (1 channel) to six tenths (4 channels), and is rounded otherwise.
 """
 
-from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from .draft import Draft
-from .folding import with_weights
-from .steady import convolve
+from .steady import Twin, convolve, replace_convolutions
 
 _CHANNELS = 4  # of the input, at most; with 8 there is nothing to be gained
 _BLOCK_BYTES = 1 << 22  # of the products that exist at once
@@ -43,15 +41,8 @@ class _Convolve(torch.autograd.Function):
         return torch.cat(parts), None, None, *(None for _ in ctx.settings)
 
 
-class NarrowConv2d(nn.Conv2d):
+class NarrowConv2d(Twin):
     """A convolution with the same values, whose gradient by its input is a matrix product."""
-
-    @classmethod
-    def of(cls, layer: nn.Conv2d) -> nn.Module:
-        """One with a layer's own weights."""
-        twin = with_weights(layer)
-        twin.__class__ = cls
-        return twin
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # the name that it has in torch
         usual = not input.requires_grad or self.weight.requires_grad or input.dim() != 4
@@ -64,14 +55,4 @@ class NarrowConv2d(nn.Conv2d):
 
 def narrow_convolutions(draft: Draft) -> None:
     """Let convolutions of few channels be differentiated so."""
-    for node in draft.graph.nodes:
-        module: Any = draft.module(node)
-        if type(module) is nn.Conv2d and _is_narrow(module):
-            if module not in draft.derived.values():
-                draft.copied.append(module)
-            draft.put(node, (str(node.target), "narrow"), partial(NarrowConv2d.of, module))
-
-
-def _is_narrow(layer: nn.Conv2d) -> bool:
-    plain = layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
-    return plain and layer.groups == 1 and layer.in_channels <= _CHANNELS
+    replace_convolutions(draft, NarrowConv2d, lambda layer: layer.in_channels <= _CHANNELS)

@@ -21,7 +21,7 @@ from .layout import channels_last, is_depthwise
 from .narrow import narrow_convolutions
 from .pieces import cut_at_once
 from .recurrence import simplify_recurrence
-from .steady import steady_convolutions
+from .steady import is_float32_on_cpu, steady_convolutions
 from .tidying import (
     call_directly,
     drop_identities,
@@ -226,7 +226,7 @@ class Plans:
         return (
             bool(convolutions)
             and not isinstance(self.body, RowsAtOnce)
-            and all(_is_single_on_cpu(module.weight) for module in convolutions)
+            and all(map(is_float32_on_cpu, convolutions))
             and (
                 self.execution is Execution.FAST
                 or any(map(is_norm, called))
@@ -278,7 +278,3 @@ class _Watch:
 
 def _stores(item: nn.Module | Tensor) -> Sequence[dict[str, Any]]:
     return ({"": item},) if isinstance(item, Tensor) else (item._parameters, item._buffers)
-
-
-def _is_single_on_cpu(weight: Any) -> bool:
-    return bool(weight.dtype is torch.float32 and weight.device.type == "cpu")

@@ -5,6 +5,7 @@ fewer than 16 rows of a convolution by single positions; its own product rounds 
 would then have other bits alone than among others, and near a tie of a rectifier another gradient.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -74,8 +75,8 @@ class _Convolve(torch.autograd.Function):
         return found, None, None, *(None for _ in ctx.settings)
 
 
-class SteadyConv2d(nn.Conv2d):
-    """A convolution whose value and gradient for a row have the same bits among others."""
+class Twin(nn.Conv2d):
+    """A convolution that is computed in another way."""
 
     @classmethod
     def of(cls, layer: nn.Conv2d) -> nn.Module:
@@ -83,6 +84,28 @@ class SteadyConv2d(nn.Conv2d):
         twin = with_weights(layer)
         twin.__class__ = cls
         return twin
+
+
+def replace_convolutions(
+    draft: Draft, kind: type[Twin], suits: Callable[[nn.Conv2d], bool]
+) -> None:
+    """Let twins stand for plain convolutions without groups that suit."""
+    for node in draft.graph.nodes:
+        module: Any = draft.module(node)
+        if type(module) is not nn.Conv2d or not (_is_plain(module) and suits(module)):
+            continue
+        if module not in draft.derived.values():
+            draft.copied.append(module)
+        draft.put(node, (str(node.target), kind.__name__), partial(kind.of, module))
+
+
+def _is_plain(layer: nn.Conv2d) -> bool:
+    padded = layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
+    return padded and layer.groups == 1
+
+
+class SteadyConv2d(Twin):
+    """A convolution whose value and gradient for a row have the same bits among others."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # the name that it has in torch
         if input.shape[0] != 1 and torch.get_num_threads() > 1:  # nearly all there are
@@ -97,15 +120,9 @@ class SteadyConv2d(nn.Conv2d):
 
 def steady_convolutions(draft: Draft) -> None:
     """Let convolutions of few rows be those of many."""
-    for node in draft.graph.nodes:
-        module: Any = draft.module(node)
-        if type(module) is nn.Conv2d and _suits(module):
-            if module not in draft.derived.values():
-                draft.copied.append(module)
-            draft.put(node, (str(node.target), "steady"), partial(SteadyConv2d.of, module))
+    replace_convolutions(draft, SteadyConv2d, is_float32_on_cpu)
 
 
-def _suits(layer: nn.Conv2d) -> bool:
-    plain = layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
-    on_cpu = layer.weight.dtype is torch.float32 and layer.weight.device.type == "cpu"
-    return plain and on_cpu and layer.groups == 1
+def is_float32_on_cpu(layer: Any) -> bool:
+    """Whether a layer's weights are so."""
+    return bool(layer.weight.dtype is torch.float32 and layer.weight.device.type == "cpu")
