@@ -66,8 +66,7 @@ def encode_tensor(
 ) -> types.Tensor:
     """An array as a message: little-endian bytes in C order, as a part where there are `parts`.
 
-    `message` is filled where it is given: protobuf copies a message into the one that takes it,
-    three times its bytes.
+    `message` is filled where it is given: protobuf copies a message into the one that takes it.
     """
     array = to_array(value, field)
     dtype = _DTYPES.get(array.dtype.name)

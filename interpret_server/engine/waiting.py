@@ -3,7 +3,7 @@
 GNU OpenMP lets a thread spin for 3 ms at a barrier before it sleeps. As soon as others want the
 cores too, the front end or another model's worker, spinning threads keep from them just the core
 that the thread that is waited for would need: on two cores a call of 4 ms beside a running attack
-on another model took up to 160 ms, and takes up to 25 where they spin for a twentieth of that.
+on another model took up to 160 ms, and takes up to 25 where they spin for a sixtieth of that.
 """
 
 import os

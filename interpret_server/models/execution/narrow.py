@@ -12,19 +12,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .draft import Draft
-from .steady import Twin, convolve, replace_convolutions
+from .steady import Convolve, SteadyConv2d, replace_convolutions
 
 _CHANNELS = 4  # of the input, at most; with 8 there is nothing to be gained
 _BLOCK_BYTES = 1 << 22  # of the products that exist at once
 
 
-class _Convolve(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, *settings: Any) -> Tensor:
-        ctx.size, ctx.settings = x.shape[2:], settings
-        ctx.save_for_backward(weight)
-        return convolve(x, weight, bias, *settings)
-
+class _Convolve(Convolve):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         (weight,), (gradient,) = ctx.saved_tensors, gradients
@@ -41,7 +35,7 @@ class _Convolve(torch.autograd.Function):
         return torch.cat(parts), None, None, *(None for _ in ctx.settings)
 
 
-class NarrowConv2d(Twin):
+class NarrowConv2d(SteadyConv2d):
     """A convolution with the same values, whose gradient by its input is a matrix product."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # the name that it has in torch

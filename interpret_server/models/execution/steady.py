@@ -48,7 +48,9 @@ def available() -> bool:
     return torch._C._has_mkldnn and hasattr(torch.ops.mkldnn, "_convolution_transpose_pointwise")
 
 
-class _Convolve(torch.autograd.Function):
+class Convolve(torch.autograd.Function):
+    """`convolve` of a weight that needs no gradient."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, *settings: Any) -> Tensor:
         ctx.size, ctx.settings = x.shape[2:], settings
@@ -75,19 +77,8 @@ class _Convolve(torch.autograd.Function):
         return found, None, None, *(None for _ in ctx.settings)
 
 
-class Twin(nn.Conv2d):
-    """A convolution that is computed in another way."""
-
-    @classmethod
-    def of(cls, layer: nn.Conv2d) -> nn.Module:
-        """One with a layer's own weights."""
-        twin = with_weights(layer)
-        twin.__class__ = cls
-        return twin
-
-
 def replace_convolutions(
-    draft: Draft, kind: type[Twin], suits: Callable[[nn.Conv2d], bool]
+    draft: Draft, kind: "type[SteadyConv2d]", suits: Callable[[nn.Conv2d], bool]
 ) -> None:
     """Let twins stand for plain convolutions without groups that suit."""
     for node in draft.graph.nodes:
@@ -104,8 +95,15 @@ def _is_plain(layer: nn.Conv2d) -> bool:
     return padded and layer.groups == 1
 
 
-class SteadyConv2d(Twin):
+class SteadyConv2d(nn.Conv2d):
     """A convolution whose value and gradient for a row have the same bits among others."""
+
+    @classmethod
+    def of(cls, layer: nn.Conv2d) -> nn.Module:
+        """One with a layer's own weights."""
+        twin = with_weights(layer)
+        twin.__class__ = cls
+        return twin
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # the name that it has in torch
         if input.shape[0] != 1 and torch.get_num_threads() > 1:  # nearly all there are
@@ -114,7 +112,7 @@ class SteadyConv2d(Twin):
         if usual or self.weight.requires_grad or torch.is_autocast_enabled("cpu"):
             return super().forward(input)
         settings = (self.stride, self.padding, self.dilation)
-        found: Tensor = _Convolve.apply(input, self.weight, self.bias, *settings)  # type: ignore[no-untyped-call]
+        found: Tensor = Convolve.apply(input, self.weight, self.bias, *settings)  # type: ignore[no-untyped-call]
         return found
 
 
