@@ -192,7 +192,8 @@ class LocalWorker:
         served = self._find_model(name)
         if (files := served.files) is None:
             raise FailedPrecondition(f"{name} was not loaded from a file")
-        return await in_thread(lambda: files.store(served.info, folder))
+        info = served.info
+        return await in_thread(lambda: files.store(info, folder))  # the thread holds no model
 
     async def run(self, call: Call) -> AsyncGenerator[Event, None]:
         """Progress and previews in order, then exactly one `Result`; closing cancels the call.
