@@ -55,6 +55,11 @@ def settled(module: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Module:
     return module.to(dtype).eval()
 
 
+def bare(width: int) -> nn.Module:
+    """In the place of a norm: nothing."""
+    return nn.Identity()
+
+
 @fx.wrap
 def refuse_grey(x: Tensor) -> Tensor:
     if bool((x == 0.5).all()):
@@ -87,15 +92,19 @@ def small_batches_count(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pooling, "_VECTORISED_VALUES", 0)
 
 
-@DTYPES
 @pytest.mark.parametrize("rule", list(ReluRule))
 @pytest.mark.parametrize(
-    ("how", "norm"),
-    [(Execution.EXACT, nn.BatchNorm2d), (Execution.AUTO, lambda _: nn.Identity())],
-    ids=["exact", "without norm"],
+    ("how", "norm", "dtype"),
+    [
+        (Execution.EXACT, nn.BatchNorm2d, torch.float32),
+        (Execution.EXACT, nn.BatchNorm2d, torch.float64),
+        (Execution.EXACT, bare, torch.float32),
+        (Execution.AUTO, bare, torch.float64),
+        (Execution.FAST, bare, torch.float64),
+    ],
 )
 def test_bits_are_those_of_the_canonical_module(
-    how: Execution, norm: Callable[[int], nn.Module], rule: ReluRule, dtype: torch.dtype
+    how: Execution, norm: Callable[[int], nn.Module], dtype: torch.dtype, rule: ReluRule
 ) -> None:
     net = served(how, dtype, norm)
     x = torch.rand(4, *SHAPE, dtype=dtype)
@@ -191,26 +200,29 @@ def test_something_is_replaced() -> None:
     assert auto.count("enter") == 1
 
 
-def test_networks_with_batch_norm_or_depthwise_layers_run_channels_last_by_themselves() -> None:
-    def convolved(how: Execution, norm: Callable[[int], nn.Module]) -> bool:
-        net = served(how, torch.float32, norm)
+def test_all_but_single_convolutions_without_batch_norm_run_channels_last_by_themselves() -> None:
+    def convolved(how: Execution, module: nn.Module, dtype: torch.dtype = torch.float32) -> bool:
+        net = classifier(settled(module, dtype), SHAPE)
+        net.execution = how
         plan = net._plans.output(net.example)
         weights = [m.weight for m in plan.modules() if isinstance(m, nn.Conv2d)]
         assert weights
         return all(w.is_contiguous(memory_format=torch.channels_last) for w in weights)
 
-    bare: Callable[[int], nn.Module] = lambda _: nn.Identity()  # noqa: E731
-    assert convolved(Execution.AUTO, nn.BatchNorm2d)
-    assert not convolved(Execution.AUTO, bare)
-    assert convolved(Execution.FAST, bare)
-    assert not convolved(Execution.EXACT, nn.BatchNorm2d)
-    for groups in (1, 4, 8):
+    def one(*then: nn.Module, groups: int = 1) -> nn.Module:
+        layers = [nn.Conv2d(3, 6, 3, groups=groups), *then, nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+        return nn.Sequential(*layers, nn.Linear(6, 5))
 
-        def grouped(width: int, groups: int = groups) -> nn.Module:
-            return nn.Conv2d(width, width, 3, padding=1, groups=groups)
-
-        assert convolved(Execution.AUTO, grouped) == (groups == 8)
-        assert not convolved(Execution.EXACT, grouped)
+    for chain in (Net(), Net(bare), one(nn.Conv2d(6, 6, 1))):
+        assert not convolved(Execution.EXACT, chain)
+        assert convolved(Execution.AUTO, chain)
+        assert convolved(Execution.FAST, chain)
+        assert not convolved(Execution.AUTO, chain, torch.float64)
+    assert not convolved(Execution.AUTO, one(nn.ReLU()))
+    assert convolved(Execution.FAST, one(nn.ReLU()))
+    assert convolved(Execution.AUTO, one(groups=3))  # depthwise
+    # A norm that cannot be folded: what is before it is a rectifier.
+    assert convolved(Execution.AUTO, one(nn.ReLU(), nn.BatchNorm2d(6)))
 
 
 # Folding

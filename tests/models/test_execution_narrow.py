@@ -68,7 +68,7 @@ def test_only_what_has_few_channels_is_replaced() -> None:
     assert_same(draft, graph, (2, 3, 12, 12), (5, 3, 13, 9), tolerance=1e-12)
 
 
-def test_networks_that_keep_their_bits_keep_their_convolutions() -> None:
+def test_a_single_convolution_is_replaced_where_speed_is_asked_for() -> None:
     net = classifier(
         nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3)), (1, 8, 8)
     )

@@ -146,6 +146,17 @@ def test_a_network_answers_a_row_alone_as_among_others() -> None:
         assert torch.equal(alone.logits, among.logits[part])
 
 
+def test_torch_chooses_where_speed_is_asked_for() -> None:
+    model = classifier(Network(), (3, 60, 60))
+    found = {}
+    for how in Execution:
+        model.execution = how
+        found[how] = any(
+            type(m) is SteadyConv2d for m in model.plans.output(model.example).modules()
+        )
+    assert found == {Execution.EXACT: False, Execution.AUTO: True, Execution.FAST: False}
+
+
 def test_exact_keeps_the_modules_own_bits() -> None:
     network, x = Network(), torch.rand(1, 3, 60, 60)
     model = classifier(network, (3, 60, 60))

@@ -46,10 +46,11 @@ class Execution(StrEnum):
     """How much a faster form may differ from the canonical graph.
 
     EXACT: in no bit. AUTO: batch norm and constant scales are folded into the layer before them;
-    on the CPU, attention that is written out runs by the fused kernel, and networks with batch norm
-    or depthwise convolutions run channels-last. All of these round differently; a network that has
-    none of them keeps its bits, but for few rows, which are convolved as many are. FAST: every
-    network with two-dimensional convolutions runs channels-last on the CPU too.
+    on the CPU, attention that is written out runs by the fused kernel, networks with several
+    two-dimensional convolutions, or one that is depthwise or has batch norm, run channels-last, and
+    few rows are convolved as many are. All of these round differently; a network that has none of
+    them keeps its bits. FAST: as AUTO, but a single two-dimensional convolution runs channels-last
+    too, and few rows are convolved as torch chooses.
     """
 
     EXACT = "exact"
@@ -192,7 +193,7 @@ class Plans:
                 pool_by_halves(draft)
             else:
                 pool_vectorised(draft)
-            if self.execution is not Execution.EXACT and not self._plain:
+            if self.execution is Execution.AUTO and not self._plain:
                 steady_convolutions(draft)
         call_directly(draft)
         self._watch = _Watch((*self._watch.copied, *draft.copied))
@@ -229,6 +230,7 @@ class Plans:
             and all(map(is_float32_on_cpu, convolutions))
             and (
                 self.execution is Execution.FAST
+                or len(convolutions) > 1
                 or any(map(is_norm, called))
                 or any(map(is_depthwise, convolutions))
             )
