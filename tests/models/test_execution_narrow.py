@@ -60,12 +60,28 @@ def test_values_and_gradients_are_those_of_the_convolution(
 
 
 def test_only_what_has_few_channels_is_replaced() -> None:
-    layers = [nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3), nn.Conv2d(4, 4, 1, groups=2)]
-    padded = [nn.Conv2d(4, 4, 3, padding="same"), nn.Conv2d(4, 4, 3, 1, 1, padding_mode="reflect")]
-    graph, draft = draft_of(nn.Sequential(*layers, *padded), 3, 12, 12)
+    layers = [nn.Conv2d(3, 1, 3, 2), nn.Conv2d(1, 3, 3), nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3)]
+    grouped = nn.Conv2d(4, 4, 1, 2, groups=2)
+    padded = [nn.Conv2d(4, 1, 3, padding="same"), nn.Conv2d(1, 4, 3, 1, 1, padding_mode="reflect")]
+    graph, draft = draft_of(nn.Sequential(*layers, grouped, *padded), 3, 24, 24)
     narrow_convolutions(draft)
-    assert modules(draft) == ["NarrowConv2d", *["Conv2d"] * 4]
-    assert_same(draft, graph, (2, 3, 12, 12), (5, 3, 13, 9), tolerance=1e-12)
+    assert modules(draft) == [*["NarrowConv2d"] * 2, *["Conv2d"] * 5]
+    assert_same(draft, graph, (2, 3, 24, 24), (5, 3, 25, 19), tolerance=1e-12)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(("channels", "stride"), [(1, 1), (1, 2), (3, 2), (3, 3)])
+def test_windows_that_overlap_are_left_to_several_threads(
+    channels: int, stride: int, threads: int
+) -> None:
+    twin = NarrowConv2d.of(nn.Conv2d(channels, 4, 3, stride).requires_grad_(False))
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        values = twin(torch.rand(2, channels, 9, 9, requires_grad=True))
+    finally:
+        torch.set_num_threads(before)
+    assert ("_Convolve" in str(values.grad_fn)) == (threads == 1 or (channels, stride) != (3, 2))
 
 
 def test_a_single_convolution_is_replaced_where_speed_is_asked_for() -> None:
