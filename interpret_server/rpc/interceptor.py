@@ -92,6 +92,8 @@ class CallInterceptor(aio.ServerInterceptor):
                 return await behaviour(request, context)
             except (asyncio.CancelledError, aio.AbortError):
                 raise
+            except aio.InternalError:  # a message cannot be sent: the caller has gone
+                raise asyncio.CancelledError from None
             except Exception as error:
                 failure = error
             status: Any = to_status(_for_caller(failure, method, request_id), request_id)

@@ -1,15 +1,17 @@
 """What callers see of errors, over a fake worker."""
 
+import asyncio
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
+from unittest.mock import Mock
 
 import grpc
 import pytest
 from failures import failure_of
 from fake_worker import SECRET, FakeWorker
-from grpc import StatusCode
+from grpc import StatusCode, aio
 
 from interpret_api.v1 import interpret_service_pb2 as runs
 from interpret_api.v1 import model_service_pb2 as models
@@ -18,6 +20,7 @@ from interpret_api.v1 import types_pb2 as types
 from interpret_api.v1.interpret_service_pb2_grpc import InterpretServiceStub
 from interpret_api.v1.model_service_pb2_grpc import ModelServiceStub
 from interpret_api.v1.plugin_service_pb2_grpc import PluginServiceStub
+from interpret_server.rpc.interceptor import CallInterceptor
 from interpret_server.testing.server import serve
 
 FLOAT = types.DATA_TYPE_FLOAT32
@@ -260,3 +263,44 @@ def test_an_oversize_message_names_both_sizes_and_the_server_still_serves(
         assert re.search(r"larger than max \(20\d{5} vs. 1048576\)", caught.value.details())
         assert run(channel).result.tensors
     assert len(worker.calls) == 1
+
+
+@pytest.mark.parametrize("streams", [False, True])
+async def test_a_caller_who_is_gone_is_no_error(
+    streams: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Gone:
+        aborted = False
+
+        def set_trailing_metadata(self, metadata: object) -> None:
+            pass
+
+        async def write(self, message: object) -> None:
+            raise aio.InternalError("Failed to send")
+
+        async def abort(self, *status: object) -> None:
+            self.aborted = True
+
+    async def at_once(request: bytes, context: Gone) -> None:
+        await context.write(request)
+
+    async def one_by_one(request: bytes, context: Gone) -> AsyncIterator[bytes]:
+        yield request
+
+    handler = (
+        grpc.unary_stream_rpc_method_handler(one_by_one)
+        if streams
+        else grpc.unary_unary_rpc_method_handler(at_once)
+    )
+
+    async def found(details: object) -> object:
+        return handler
+
+    details = Mock(method="/there", invocation_metadata=())
+    made = await CallInterceptor().intercept_service(found, details)
+    behaviour = made.unary_stream if streams else made.unary_unary
+    context = Gone()
+    with pytest.raises(asyncio.CancelledError):
+        await behaviour(b"", context)
+    assert not context.aborted
+    assert not caplog.records
