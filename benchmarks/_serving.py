@@ -11,12 +11,12 @@ from pathlib import Path
 
 import interpret_client
 
-from ._networks import Network
+from ._networks import DEVICE, Network
 
 MODES: Mapping[str, tuple[str, ...]] = {  # how models run -> flags of `serve`
     "workers": (),
     "trusted": ("--trust-models",),
-}
+} | ({"recorded": ("--execution", "recorded")} if DEVICE.type == "cuda" else {})
 _START_SECONDS = 120.0
 
 

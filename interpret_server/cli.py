@@ -86,7 +86,7 @@ def main() -> None:
 @click.option("--max-batch", type=int, help="Most rows in one forward pass. Default 64.")
 @click.option(
     "--execution",
-    help="auto, exact (bit by bit as the model was read) or fast. Default auto.",
+    help="auto, exact (bit by bit as the model was read), fast or recorded. Default auto.",
 )
 @click.option("--log-level", help="debug, info, warning or error. Default info.")
 @click.option(

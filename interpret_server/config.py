@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
-ExecutionName = Literal["auto", "exact", "fast"]
+ExecutionName = Literal["auto", "exact", "fast", "recorded"]
 _ADDRESS = re.compile(r"(?:\[[0-9a-fA-F:.%]+\]|[^\s:\[\]/]+):(\d{1,5})")
 _MIB = 1 << 20
 
@@ -84,7 +84,7 @@ class Settings(BaseModel):
     )
     execution: ExecutionName = Field(
         "auto",
-        description="How much faster forms of a model may round differently: auto, exact or fast.",
+        description="How a model runs: auto, exact (no rounding of ours), fast, or recorded.",
     )
     max_message_mb: int = Field(64, ge=1, le=2047, description="Largest message, in MiB.")
     max_request_mb: int = Field(

@@ -18,6 +18,7 @@ from .job import EngineJob, spans
 from .member import Member, Outcome, why_nobody_waits
 from .primitives import Decode, Original
 from .request import Request, join, take
+from .transfers import download
 
 _NO_MEMORY = (
     "out of memory",
@@ -130,6 +131,7 @@ def _within_memory(
     except Exception as error:
         if not _out_of_memory(error):
             raise
+    classifier.free()
     if classifier.device.type == "cuda":
         torch.cuda.empty_cache()
     return None
@@ -162,10 +164,7 @@ def _compute(
         targets = dataclasses.replace(batch.targets, index=index.reshape(-1, 1))
         batch = dataclasses.replace(batch, targets=targets.to(classifier.device))
     result = request.plugin.run(classifier, batch, request.params, job)
-    return {
-        name: value.detach().to("cpu")
-        for name, value in _tensors(request.plugin, result, len(batch)).items()
-    }
+    return download(_tensors(request.plugin, result, len(batch)))
 
 
 def _tensors(plugin: AnyPlugin, result: Any, rows: int) -> Mapping[str, Tensor]:

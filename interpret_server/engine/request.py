@@ -15,6 +15,7 @@ from .api import Call, ModelInfo
 from .occupancy import Occupancy
 from .sizes import MAX_STEP_SECONDS, BatchSizes
 from .stored import ModelFiles
+from .transfers import upload
 
 
 @dataclass(eq=False)
@@ -163,11 +164,11 @@ def take(batch: Batch, rows: slice, classifier: Classifier, *, as_sent: bool = F
     """
     device, inputs = classifier.device, batch.inputs[rows]
     if not as_sent:
-        inputs = (classifier.encode(inputs) if batch.has_inputs else inputs).to(device)
+        inputs = upload(classifier.encode(inputs) if batch.has_inputs else inputs, device)
     return Batch(
         inputs=inputs,
         targets=batch.targets.take(rows).to(device),
         seeds=batch.seeds[rows],
-        tensors={name: tensor[rows].to(device) for name, tensor in batch.tensors.items()},
+        tensors={name: upload(tensor[rows], device) for name, tensor in batch.tensors.items()},
         has_inputs=batch.has_inputs,
     )

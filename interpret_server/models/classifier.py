@@ -2,14 +2,14 @@
 
 import copy
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import FailedPrecondition, InvalidRequest
-from .execution import Execution, Nearby, Plans
+from .execution import Execution, Nearby, Plans, Work, recorder_of
 from .manifest import Precision
 from .network import ClassifierModule
 from .packing import Packing
@@ -95,7 +95,8 @@ class Classifier:
 
     def _prepare(self) -> None:
         self._body = self.module.body
-        self._plans = Plans(self.module, self._body, self._execution)
+        recorder = recorder_of(self.device) if self._execution is Execution.RECORDED else None
+        self._plans = Plans(self.module, self._body, self._execution, recorder=recorder)
         self._fast_plans: Plans | None = None
 
     def example(self) -> Tensor:
@@ -165,8 +166,7 @@ class Classifier:
         if plans.hooked:
             logits: Tensor = module(x)
         else:
-            values = module.compute(lambda rows: plans.output(self.example).forward(rows), x)
-            logits = module.head(values)
+            (logits,) = self._run("logits", self._compute_logits, x)
         if logits.shape != (len(x), self.classes):
             raise RuntimeError(
                 f"it gives logits of shape {list(logits.shape)} for {len(x)} rows, and not "
@@ -330,10 +330,28 @@ class Classifier:
         """
         key = tuple(self.layer(name).node for name in layers)
         plans = self.plans
-        values: tuple[Tensor, ...] = self.module.compute(
-            lambda rows: plans.layers(key, self.example)(rows), x
+        return self._run(
+            key,
+            lambda x: self.module.compute(lambda rows: plans.layers(key, self.example)(rows), x),
+            x,
         )
-        return values
+
+    def _compute_logits(self, x: Tensor) -> tuple[Tensor, ...]:
+        plans = self.plans
+        values = self.module.compute(lambda rows: plans.output(self.example).forward(rows), x)
+        return (self.module.head(values),)
+
+    def _run(self, what: Hashable, work: Work, x: Tensor) -> tuple[Tensor, ...]:
+        """What `work` gives, recorded where passes are."""
+        replays = self.plans.replays
+        if replays is None or Capability.DETERMINISTIC not in self.capabilities:
+            return work(x)
+        return replays.run(what, work, x)
+
+    def free(self) -> None:
+        """Give up memory that only makes calls faster."""
+        if (replays := self.plans.replays) is not None:
+            replays.forget()
 
     def objective(self, x: Tensor, targets: Targets) -> tuple[Tensor, Tensor | None]:
         """The targets' values `(N,)` at `x`, and the logits where the target is one of them."""

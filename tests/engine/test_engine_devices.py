@@ -1,6 +1,7 @@
 """The engine takes rows to the model's device and results back; on a stand-in for a GPU."""
 
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from engine_fakes import (
     to_class,
 )
 
-from interpret_server.engine import job, local
+from interpret_server.engine import job, local, transfers
 from interpret_server.engine.api import Preview, Target
 from interpret_server.engine.execution import execute
 from interpret_server.engine.group import Group, Settlement
@@ -82,3 +83,46 @@ async def test_previews_and_warnings_come_back() -> None:
     previews = [event for event in seen if isinstance(event, Preview)]
     assert tensor(previews[0].tensors["images"])[0, 0].item() == previews[0].done
     assert [warning.rows for warning in warned.warnings] == [(1,)]
+
+
+async def test_a_device_that_copies_aside_gets_pinned_memory_and_is_waited_for_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    done: list[str] = []
+
+    def noted(name: str, value: torch.Tensor) -> torch.Tensor:
+        done.append(name)
+        return value.clone() if name == "pin" else torch.full(value.shape, 7, dtype=value.dtype)
+
+    async def ask(model: Classifier) -> tuple[torch.Tensor, ...]:
+        mask = {"mask": array(torch.ones(1, 4)), "code": array(torch.ones(1, 2))}
+        call = calling("synthesis", rows(0.5), targets=to_class(1), tensors=mask, seeds=(3,))
+        async with serving(Double(), Synthesis(), model=model) as worker:
+            made = await result(worker, call)
+            doubled = await result(worker, calling("double", rows(0.25, 0.5)))
+        assert doubled.metrics["total"] == (1.0, 1.25)
+        return tensor(made.tensors["images"]), tensor(doubled.tensors["doubled"])
+
+    monkeypatch.setattr(transfers, "_ASIDE", DEVICE.type)
+    monkeypatch.setattr(transfers, "_pin", partial(noted, "pin"))
+    monkeypatch.setattr(transfers, "_pinned_like", partial(noted, "back"))
+    monkeypatch.setattr(transfers, "_wait", lambda device: done.append(f"wait {device}"))
+    here = await ask(linear(2.0))
+    assert not done
+    there = await ask(distant())
+    assert all(map(torch.equal, there, here))
+    first = done.index("wait meta")
+    assert done.count("wait meta") == 2
+    assert done[:first].count("pin") == 3  # rows, mask and code
+    assert "back" in done[:first]
+    assert set(done[first + 1 : -1]) == {"pin", "back"}
+    assert done[-1] == "wait meta"
+
+
+def test_large_and_empty_tensors_are_copied_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfers, "_ASIDE", "cpu")
+    monkeypatch.setattr(transfers, "_MOST_BYTES", 16)
+    for size in (0, 5):  # where no memory can be pinned, trying to would fail
+        value = torch.rand(size)
+        assert torch.equal(transfers.upload(value, value.device), value)
+        assert torch.equal(transfers.download({"it": value})["it"], value)

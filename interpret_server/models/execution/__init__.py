@@ -5,8 +5,10 @@ is a copy of it that shares its weights and gives the same values and gradients:
 `Execution.EXACT`, else as near to exact arithmetic as the canonical graph is.
 """
 
+from .cuda_graphs import recorder_of
 from .nearby import Nearby, Window
 from .plans import Execution, Plans
 from .pooling import max_pool2d
+from .replay import Work
 
-__all__ = ["Execution", "Nearby", "Plans", "Window", "max_pool2d"]
+__all__ = ["Execution", "Nearby", "Plans", "Window", "Work", "max_pool2d", "recorder_of"]

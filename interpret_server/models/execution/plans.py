@@ -21,6 +21,7 @@ from .layout import channels_last, is_depthwise
 from .narrow import narrow_convolutions
 from .pieces import cut_at_once
 from .recurrence import simplify_recurrence
+from .replay import Recorder, Replays
 from .steady import is_float32_on_cpu, steady_convolutions
 from .tidying import (
     call_directly,
@@ -50,12 +51,14 @@ class Execution(StrEnum):
     two-dimensional convolutions, or one that is depthwise or has batch norm, run channels-last, and
     few rows are convolved as many are. All of these round differently; a network that has none of
     them keeps its bits. FAST: as AUTO, but a single two-dimensional convolution runs channels-last
-    too, and few rows are convolved as torch chooses.
+    too, and few rows are convolved as torch chooses. RECORDED: as AUTO, and on a GPU passes on few
+    rows are recorded and repeated.
     """
 
     EXACT = "exact"
     AUTO = "auto"
     FAST = "fast"
+    RECORDED = "recorded"
 
 
 class Plans:
@@ -70,13 +73,20 @@ class Plans:
         body: the part of it that plans are made of.
         execution: how much a plan may differ.
         plain: gradients are never taken under a rule for rectifiers.
+        recorder: of passes; None to record none.
 
     Attributes:
         channels_last: two-dimensional convolutions run in that layout.
     """
 
     def __init__(
-        self, module: nn.Module, body: nn.Module, execution: Execution, *, plain: bool = False
+        self,
+        module: nn.Module,
+        body: nn.Module,
+        execution: Execution,
+        *,
+        plain: bool = False,
+        recorder: Recorder | None = None,
     ) -> None:
         self.body, self.execution, self._plain = body, execution, plain
         self._graph = graph_of(body)
@@ -88,6 +98,20 @@ class Plans:
         self._layers: OrderedDict[tuple[bool, tuple[str, ...]], nn.Module] = OrderedDict()
         self._derived: dict[tuple[str, ...], nn.Module] = {}
         self._watch = _Watch(())
+        together = self._graph is None or isinstance(body, InGroups | RowsAtOnce)
+        self._replays = None if recorder is None or together else Replays(recorder)
+        self._weights = _Watch(() if self._replays is None else tuple(module.modules()))
+
+    @property
+    def replays(self) -> Replays | None:
+        """Recorded passes with the weights as they are; None where none are to be recorded."""
+        if self._replays is None or self.hooked:
+            return None
+        with self._lock:
+            if self._weights.changed():
+                self._weights = _Watch(self._weights.copied)
+                self._replays.forget()
+        return self._replays
 
     @property
     def hooked(self) -> bool:
@@ -193,7 +217,7 @@ class Plans:
                 pool_by_halves(draft)
             else:
                 pool_vectorised(draft)
-            if self.execution is Execution.AUTO and not self._plain:
+            if not self._plain and self.execution in (Execution.AUTO, Execution.RECORDED):
                 steady_convolutions(draft)
         call_directly(draft)
         self._watch = _Watch((*self._watch.copied, *draft.copied))
