@@ -5,6 +5,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from itertools import pairwise
+from typing import Self
 
 import pytest
 import torch
@@ -322,6 +323,9 @@ def test_what_the_device_refuses_runs_eagerly(
 ) -> None:
     class Refusing:
         tried = 0
+
+        def apart(self) -> Self:
+            return self
 
         def record(self, work: object) -> None:
             self.tried += 1

@@ -1,7 +1,7 @@
 """CUDA graphs as a recorder of passes."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Self
 
 import torch
 
@@ -17,7 +17,10 @@ def recorder_of(device: torch.device) -> Recorder | None:
 
 
 class CudaGraphs:
-    """Records what is launched into CUDA graphs; those of one network share their memory.
+    """Records what is launched into CUDA graphs, in memory of its own.
+
+    All its work is launched into one stream: autograd takes a pass back to the stream of the pass
+    forward, and what is launched elsewhere is not recorded.
 
     Args:
         device: a CUDA device.
@@ -25,29 +28,33 @@ class CudaGraphs:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._pool: Any = None
+        self._pool = torch.cuda.graph_pool_handle()
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def apart(self) -> Self:
+        """See `Recorder`."""
+        return type(self)(self._device)
 
     def record(self, work: Callable[[], Tensors]) -> tuple[Tensors, Callable[[], None]]:
         """See `Recorder`."""
         current = torch.cuda.current_stream(self._device)
-        aside = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
-        aside.wait_stream(current)
-        with torch.cuda.stream(aside):
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
             for _ in range(_WARM):
                 work()
-        current.wait_stream(aside)
+        current.wait_stream(self._stream)
         graph = torch.cuda.CUDAGraph()
-        with (
-            torch.cuda.stream(current),  # which a recording that fails may leave otherwise
-            torch.cuda.graph(
-                graph, pool=self._pool, stream=aside, capture_error_mode="thread_local"
-            ),
-        ):
+        recording = torch.cuda.graph(
+            graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+        )
+        with torch.cuda.stream(current), recording:  # a failed recording may leave its own current
             results = work()
-        self._pool = self._pool or graph.pool()
         return results, graph.replay
 
     def has_room(self) -> bool:
         """See `Recorder`."""
         free, total = torch.cuda.mem_get_info(self._device)
-        return free > _SPARE * total
+        cached = torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(
+            self._device
+        )
+        return free + cached > _SPARE * total

@@ -33,7 +33,14 @@ _log = logging.getLogger(__name__)
 
 
 class Recorder(Protocol):
-    """What a device records with."""
+    """What a device records with.
+
+    The recordings of one recorder may lie in the same memory. Each may be repeated where the one
+    before it has just been.
+    """
+
+    def apart(self) -> "Recorder":
+        """Another one of the same device."""
 
     def record(self, work: Callable[[], Tensors]) -> tuple[Tensors, Callable[[], None]]:
         """Run `work`, which reads and writes tensors on the device alone, and note what it does.
@@ -112,7 +119,8 @@ class Replays:
         while len(self._recorded) >= _MOST:
             self._recorded.popitem(last=False)
         try:
-            made = _Pass(self._recorder, work, x, size, differentiable=differentiable)
+            recorder = self._recorder.apart()
+            made = _Pass(recorder, work, x, size, differentiable=differentiable)
         except Exception as error:  # whatever the device's library refuses
             self._refuse(key, str(error) if isinstance(error, Unrecordable) else repr(error))
             return None
