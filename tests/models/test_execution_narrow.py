@@ -88,11 +88,10 @@ def test_a_single_convolution_is_replaced_where_speed_is_asked_for() -> None:
     net = classifier(
         nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3)), (1, 8, 8)
     )
-    found = {}
     for how in Execution:
         net.execution = how
-        found[how] = any(type(m) is NarrowConv2d for m in net.plans.output(net.example).modules())
-    assert found == {Execution.EXACT: False, Execution.AUTO: False, Execution.FAST: True}
+        found = any(type(m) is NarrowConv2d for m in net.plans.output(net.example).modules())
+        assert found == (how is Execution.FAST)
 
 
 def test_changed_weights_take_effect() -> None:

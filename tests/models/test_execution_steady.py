@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from interpret_server.models.classifier import Classifier
 from interpret_server.models.execution import Execution, steady
 from interpret_server.models.execution.narrow import NarrowConv2d
-from interpret_server.models.execution.steady import SteadyConv2d
+from interpret_server.models.execution.steady import LargeConv2d, SteadyConv2d
 from interpret_server.models.targets import Targets
 from interpret_server.testing import classifier
 
@@ -146,15 +147,30 @@ def test_a_network_answers_a_row_alone_as_among_others() -> None:
         assert torch.equal(alone.logits, among.logits[part])
 
 
-def test_torch_chooses_where_speed_is_asked_for() -> None:
+def test_small_convolutions_are_left_to_torch_where_speed_is_asked_for() -> None:
     model = classifier(Network(), (3, 60, 60))
-    found = {}
-    for how in Execution:
+
+    def kinds(model: Classifier) -> set[type]:
+        modules = model.plans.output(model.example).modules()
+        return {type(m) for m in modules if isinstance(m, nn.Conv2d)} - {NarrowConv2d}
+
+    assert kinds(model.scout) == {LargeConv2d}
+    for how, kind in {
+        Execution.EXACT: nn.Conv2d,
+        Execution.AUTO: SteadyConv2d,
+        Execution.RECORDED: SteadyConv2d,
+        Execution.FAST: LargeConv2d,
+    }.items():
         model.execution = how
-        found[how] = any(
-            type(m) is SteadyConv2d for m in model.plans.output(model.example).modules()
-        )
-    assert found == {Execution.EXACT: False, Execution.AUTO: True, Execution.FAST: False}
+        assert kinds(model) == {kind}
+
+
+@pytest.mark.parametrize(("rows", "stride", "large"), [(2, 1, False), (3, 1, True), (8, 2, False)])
+def test_the_products_decide(rows: int, stride: int, large: bool) -> None:
+    twin = LargeConv2d.of(nn.Conv2d(32, 32, 1, stride).requires_grad_(False))
+    x = torch.rand(rows, 32, 32, 32, requires_grad=True)  # a million products a row
+    assert ("Convolve" in str(twin(x).grad_fn)) == large
+    torch.testing.assert_close(twin(x), nn.Conv2d.forward(twin, x))
 
 
 def test_exact_keeps_the_modules_own_bits() -> None:

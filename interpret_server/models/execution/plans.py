@@ -51,8 +51,8 @@ class Execution(StrEnum):
     two-dimensional convolutions, or one that is depthwise or has batch norm, run channels-last, and
     few rows are convolved as many are. All of these round differently; a network that has none of
     them keeps its bits. FAST: as AUTO, but a single two-dimensional convolution runs channels-last
-    too, and few rows are convolved as torch chooses. RECORDED: as AUTO, and on a GPU passes on few
-    rows are recorded and repeated.
+    too, and small convolutions of few rows are left to torch. RECORDED: as AUTO, and on a GPU passes
+    on few rows are recorded and repeated.
     """
 
     EXACT = "exact"
@@ -217,8 +217,9 @@ class Plans:
                 pool_by_halves(draft)
             else:
                 pool_vectorised(draft)
-            if not self._plain and self.execution in (Execution.AUTO, Execution.RECORDED):
-                steady_convolutions(draft)
+            if self.execution is not Execution.EXACT:
+                hasty = self._plain or self.execution is Execution.FAST
+                steady_convolutions(draft, large=hasty)
         call_directly(draft)
         self._watch = _Watch((*self._watch.copied, *draft.copied))
 

@@ -18,6 +18,7 @@ from .folding import with_weights
 
 _SMALL = 20_480  # values of a single row
 _FEW = 16  # rows, for one thread
+_LARGE_PRODUCTS = 3_000_000  # multiplications; oneDNN takes 40 microseconds longer to begin
 _LARGE_KERNEL = 3  # windows that are longer both ways are oneDNN's in any case
 
 Pair = tuple[int, int]
@@ -116,9 +117,19 @@ class SteadyConv2d(nn.Conv2d):
         return found
 
 
-def steady_convolutions(draft: Draft) -> None:
-    """Let convolutions of few rows be those of many."""
-    replace_convolutions(draft, SteadyConv2d, is_float32_on_cpu)
+class LargeConv2d(SteadyConv2d):
+    """One that leaves small convolutions to torch, whose own product starts sooner."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # the name that it has in torch
+        weights = self.weight.numel() // self.weight.shape[1]
+        products = input.numel() * weights // (self.stride[0] * self.stride[1])
+        small = products < _LARGE_PRODUCTS
+        return nn.Conv2d.forward(self, input) if small else super().forward(input)
+
+
+def steady_convolutions(draft: Draft, *, large: bool = False) -> None:
+    """Let convolutions of few rows be those of many, or only where that is faster."""
+    replace_convolutions(draft, LargeConv2d if large else SteadyConv2d, is_float32_on_cpu)
 
 
 def is_float32_on_cpu(layer: Any) -> bool:
