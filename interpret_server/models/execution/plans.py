@@ -51,8 +51,8 @@ class Execution(StrEnum):
     two-dimensional convolutions, or one that is depthwise or has batch norm, run channels-last, and
     few rows are convolved as many are. All of these round differently; a network that has none of
     them keeps its bits. FAST: as AUTO, but a single two-dimensional convolution runs channels-last
-    too, and small convolutions of few rows are left to torch. RECORDED: as AUTO, and on a GPU passes
-    on few rows are recorded and repeated.
+    too, and small convolutions of few rows are left to torch. RECORDED: as AUTO, and passes on
+    few rows are recorded on a GPU, and repeated.
     """
 
     EXACT = "exact"
