@@ -52,7 +52,9 @@ def _failure(
     whose = f"{field}: the network of {classifier.name}"
     for start in range(0, len(request.batch), size):
         try:
-            leaf = take(request.batch, slice(start, start + size), classifier).inputs.detach()
+            leaf = take(
+                request.batch, range(start, start + size), classifier=classifier
+            ).inputs.detach()
             with torch.no_grad():
                 classifier(leaf)
         except Exception as error:  # whatever a foreign program raises

@@ -3,6 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from .job import EngineJob, spans
 from .member import Member, Outcome, why_nobody_waits
 from .primitives import Decode, Original
 from .request import Request, join, take
-from .transfers import download
+from .transfers import Upload, download
 
 _NO_MEMORY = (
     "out of memory",
@@ -80,7 +81,10 @@ def _run(group: Group, members: list[Member]) -> list[Settlement]:
     sizes, kind = request.sizes, request.plugin.rows
     whole = kind is not Rows.INDEPENDENT
     job = EngineJob(members, group.offer, group.held)
+    classifier = request.served.classifier
     batch = join([member.request.batch for member in members])
+    as_sent = isinstance(request.plugin, Original | Decode)
+    upload = Upload(partial(take, batch, classifier=classifier, as_sent=as_sent), classifier.device)
     unknown = torch.tensor([m.request.predict for m in members for _ in range(m.request.rows)])
     predicted = torch.full((len(batch),), -1)
     parts: list[dict[str, Tensor]] = []
@@ -90,7 +94,8 @@ def _run(group: Group, members: list[Member]) -> list[Settlement]:
         left = len(batch) - start
         rows = range(start, start + (left if whole else min(left, request.max_rows)))
         job.begin_chunk(rows, -(-left // len(rows)), request.max_rows)
-        part = _within_memory(request, batch, rows, unknown, predicted, job)
+        following = range(rows.stop, min(rows.stop + len(rows), len(batch)))
+        part = _within_memory(request, upload, rows, following, unknown, predicted, job)
         if part is None:
             most = job.max_rows if kind is Rows.COLLECTION else len(rows)
             most = max(most, job.max_rows) if job.filled else most
@@ -116,18 +121,22 @@ def _run(group: Group, members: list[Member]) -> list[Settlement]:
 
 def _within_memory(
     request: Request,
-    batch: Batch,
+    upload: Upload,
     rows: range,
+    following: range,
     unknown: Tensor,
     predicted: Tensor,
     job: EngineJob,
 ) -> dict[str, Tensor] | None:
-    """The result of some rows, or None where they do not fit into the memory."""
+    """The result of some rows, or None where they do not fit into the memory.
+
+    Args:
+        following: the rows that come next, where these fit.
+    """
     classifier, part = request.served.classifier, slice(rows.start, rows.stop)
-    as_sent = isinstance(request.plugin, Original | Decode)
     try:
-        taken = take(batch, part, classifier, as_sent=as_sent)
-        return _compute(request, taken, unknown[part], predicted[part], job)
+        result = _compute(request, upload.rows(rows), unknown[part], predicted[part], job)
+        return download(result, partial(upload.begin, following))
     except Exception as error:
         if not _out_of_memory(error):
             raise
@@ -153,7 +162,7 @@ def _no_memory(request: Request, rows: int) -> Overloaded:
 
 def _compute(
     request: Request, batch: Batch, unknown: Tensor, predicted: Tensor, job: EngineJob
-) -> dict[str, Tensor]:
+) -> Mapping[str, Tensor]:
     classifier = request.served.classifier
     if unknown.any():
         with torch.no_grad():
@@ -164,7 +173,7 @@ def _compute(
         targets = dataclasses.replace(batch.targets, index=index.reshape(-1, 1))
         batch = dataclasses.replace(batch, targets=targets.to(classifier.device))
     result = request.plugin.run(classifier, batch, request.params, job)
-    return download(_tensors(request.plugin, result, len(batch)))
+    return _tensors(request.plugin, result, len(batch))
 
 
 def _tensors(plugin: AnyPlugin, result: Any, rows: int) -> Mapping[str, Tensor]:

@@ -156,19 +156,21 @@ def join(batches: list[Batch]) -> Batch:
     )
 
 
-def take(batch: Batch, rows: slice, classifier: Classifier, *, as_sent: bool = False) -> Batch:
+def take(batch: Batch, rows: range, *, classifier: Classifier, as_sent: bool = False) -> Batch:
     """Some rows of a batch, encoded, on the classifier's device.
 
     Args:
+        rows: one after the other.
         as_sent: leave the inputs on the CPU as callers send them.
     """
-    device, inputs = classifier.device, batch.inputs[rows]
+    part = slice(rows.start, rows.stop)
+    device, inputs = classifier.device, batch.inputs[part]
     if not as_sent:
         inputs = upload(classifier.encode(inputs) if batch.has_inputs else inputs, device)
     return Batch(
         inputs=inputs,
-        targets=batch.targets.take(rows).to(device),
-        seeds=batch.seeds[rows],
-        tensors={name: upload(tensor[rows], device) for name, tensor in batch.tensors.items()},
+        targets=batch.targets.take(part).to(device),
+        seeds=batch.seeds[part],
+        tensors={name: upload(tensor[part], device) for name, tensor in batch.tensors.items()},
         has_inputs=batch.has_inputs,
     )

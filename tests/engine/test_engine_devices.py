@@ -1,6 +1,7 @@
 """The engine takes rows to the model's device and results back; on a stand-in for a GPU."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import pytest
@@ -27,6 +28,7 @@ from interpret_server.engine.api import Preview, Target
 from interpret_server.engine.execution import execute
 from interpret_server.engine.group import Group, Settlement
 from interpret_server.models.classifier import Classifier
+from interpret_server.plugin import Batch, Targets
 from tests.stand_in_device import DEVICE, Distant, stand_in_device
 
 
@@ -85,38 +87,86 @@ async def test_previews_and_warnings_come_back() -> None:
     assert [warning.rows for warning in warned.warnings] == [(1,)]
 
 
-async def test_a_device_that_copies_aside_gets_pinned_memory_and_is_waited_for_once(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    done: list[str] = []
+@pytest.fixture
+def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is done for a device that copies by itself, as which the stand-in passes here."""
+    log: list[str] = []
 
     def noted(name: str, value: torch.Tensor) -> torch.Tensor:
-        done.append(name)
+        log.append(name)
         return value.clone() if name == "pin" else torch.full(value.shape, 7, dtype=value.dtype)
 
-    async def ask(model: Classifier) -> tuple[torch.Tensor, ...]:
-        mask = {"mask": array(torch.ones(1, 4)), "code": array(torch.ones(1, 2))}
-        call = calling("synthesis", rows(0.5), targets=to_class(1), tensors=mask, seeds=(3,))
-        async with serving(Double(), Synthesis(), model=model) as worker:
-            made = await result(worker, call)
-            doubled = await result(worker, calling("double", rows(0.25, 0.5)))
-        assert doubled.metrics["total"] == (1.0, 1.25)
-        return tensor(made.tensors["images"]), tensor(doubled.tensors["doubled"])
+    @contextmanager
+    def aside(device: torch.device) -> Iterator[None]:
+        log.append("aside")
+        yield
+        log.append("back again")
 
     monkeypatch.setattr(transfers, "_ASIDE", DEVICE.type)
     monkeypatch.setattr(transfers, "_pin", partial(noted, "pin"))
-    monkeypatch.setattr(transfers, "_pinned_like", partial(noted, "back"))
-    monkeypatch.setattr(transfers, "_wait", lambda device: done.append(f"wait {device}"))
+    monkeypatch.setattr(transfers, "_pinned_like", partial(noted, "down"))
+    monkeypatch.setattr(transfers, "_wait", lambda device: log.append("wait"))
+    monkeypatch.setattr(transfers, "_aside", aside)
+    monkeypatch.setattr(transfers, "_join", lambda device, batch: log.append("join"))
+    return log
+
+
+async def test_a_device_that_copies_aside_gets_pinned_memory_and_is_waited_for_once(
+    done: list[str],
+) -> None:
+    async def ask(model: Classifier) -> torch.Tensor:
+        mask = {"mask": array(torch.ones(1, 4)), "code": array(torch.ones(1, 2))}
+        call = calling("synthesis", rows(0.5), targets=to_class(1), tensors=mask, seeds=(3,))
+        async with serving(Synthesis(), model=model) as worker:
+            return tensor((await result(worker, call)).tensors["images"])
+
     here = await ask(linear(2.0))
     assert not done
-    there = await ask(distant())
-    assert all(map(torch.equal, there, here))
-    first = done.index("wait meta")
-    assert done.count("wait meta") == 2
-    assert done[:first].count("pin") == 3  # rows, mask and code
-    assert "back" in done[:first]
-    assert set(done[first + 1 : -1]) == {"pin", "back"}
-    assert done[-1] == "wait meta"
+    assert torch.equal(await ask(distant()), here)
+    assert done[:3] == ["pin"] * 3  # rows, mask and code
+    assert set(done[3:-1]) == {"down"}
+    assert done[-1] == "wait"
+
+
+async def test_the_next_rows_go_up_while_others_are_computed(done: list[str]) -> None:
+    async with serving(Double(), model=distant(), max_batch=2) as worker:
+        found = await result(worker, calling("double", rows(0.1, 0.2, 0.3, 0.4, 0.5)))
+    doubled = tensor(found.tensors["doubled"])[:, 0]
+    torch.testing.assert_close(doubled, torch.tensor([0.2, 0.4, 0.6, 0.8, 1.0]))
+    results, ahead = ["down"] * 3, ["aside", "pin", "back again"]
+    assert done == [
+        *["pin", *results, *ahead, "wait"],
+        *["join", *results, *ahead, "wait"],
+        *["join", *results, "wait"],
+    ]
+
+
+def test_rows_that_were_not_wanted_next_are_given_up(done: list[str]) -> None:
+    taken: list[range] = []
+
+    def take(wanted: range) -> Batch:
+        taken.append(wanted)
+        if len(wanted) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        count = len(wanted)
+        return Batch(torch.zeros(count, 4), Targets.none(count), seeds=(0,) * count)
+
+    upload = transfers.Upload(take, DEVICE)
+    for ahead, wanted in (
+        (range(2), range(1)),
+        (range(1, 4), range(1, 3)),
+        (range(3, 3), range(2)),
+    ):
+        upload.begin(ahead)
+        assert len(upload.rows(wanted).inputs) == len(wanted)
+    assert taken == [range(2), range(1), range(1, 4), range(1, 3), range(2)]
+    assert "join" not in done
+    upload.begin(range(2))
+    assert len(upload.rows(range(2)).inputs) == 2
+    assert done[-1] == "join"
+    here = transfers.Upload(take, torch.device("cpu"))
+    here.begin(range(2))
+    assert len(taken) == 6
 
 
 def test_large_and_empty_tensors_are_copied_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
