@@ -95,8 +95,8 @@ class Classifier:
 
     def _prepare(self) -> None:
         self._body = self.module.body
-        recorder = recorder_of(self.device) if self._execution is Execution.RECORDED else None
-        self._plans = Plans(self.module, self._body, self._execution, recorder=recorder)
+        self._recorder = recorder_of(self.device) if self._execution is Execution.RECORDED else None
+        self._plans = Plans(self.module, self._body, self._execution, recorder=self._recorder)
         self._fast_plans: Plans | None = None
 
     def example(self) -> Tensor:
@@ -123,7 +123,9 @@ class Classifier:
         """
         plans = self.plans
         if self._fast_plans is None:
-            fast = Plans(self.module, self._body, Execution.FAST, plain=True)
+            fast = Plans(
+                self.module, self._body, Execution.FAST, plain=True, recorder=self._recorder
+            )
             faster = fast.channels_last and self._execution is not Execution.EXACT
             self._fast_plans = fast if faster else plans
         if self._fast_plans is plans:

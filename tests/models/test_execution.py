@@ -10,13 +10,15 @@ from torch import Tensor, fx, nn
 
 from interpret_server.models import execution
 from interpret_server.models.classifier import Classifier
-from interpret_server.models.execution import Execution, Plans, pooling
+from interpret_server.models.execution import Execution, Plans, plans, pooling
 from interpret_server.models.execution.draft import Draft, observe
 from interpret_server.models.execution.folding import fold
+from interpret_server.models.manifest import Precision
 from interpret_server.models.relu_rules import ReluRule, relu_rule
 from interpret_server.models.torchscript import lower
 from interpret_server.plugin import Targets
 from interpret_server.testing import classifier
+from tests.stand_in_device import DEVICE, stand_in_device
 
 SHAPE = (3, 33, 31)
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -497,3 +499,28 @@ def test_operators_are_called_directly_with_the_same_bits() -> None:
         assert torch.equal(
             *(torch.autograd.grad(v.sum(), leaf)[0] for v, leaf in zip(values, leaves, strict=True))
         )
+
+
+@pytest.mark.parametrize("precision", list(Precision))
+@pytest.mark.parametrize("how", list(Execution))
+def test_tensor_cores_get_channels_last(
+    how: Execution, precision: Precision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stand-in passes for a GPU here; what rounds there does not round on it."""
+    monkeypatch.setattr(plans, "_TENSOR_CORES", DEVICE.type)
+    x = torch.rand(3, *SHAPE)
+    expected = gradient(served(Execution.EXACT), x, ReluRule.PLAIN)
+    with stand_in_device():
+        net = served(how).to(DEVICE)
+        monkeypatch.setattr(net.module, "precision", precision)
+        net._prepare()
+        monkeypatch.setattr(net.module, "precision", Precision.FLOAT32)
+        plan = net.plans.output(net.example)
+        found = gradient(net, x.to(DEVICE), ReluRule.PLAIN).to("cpu")
+    layers = [m for m in plan.modules() if isinstance(m, nn.Conv2d)]
+    last = precision is not Precision.FLOAT32 and how is not Execution.EXACT
+    for layer in layers:
+        assert type(layer) is nn.Conv2d  # neither narrow nor steady, which are the CPU's
+        assert layer.weight.is_contiguous(memory_format=torch.channels_last) == last
+    assert net.plans.channels_last == last
+    assert distance(found, expected) < 1e-5

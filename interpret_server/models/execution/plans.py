@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules import module as hooks
 
 from ..batching import InGroups, RowsAtOnce
+from ..manifest import Precision
 from .attention import fuse_attention
 from .draft import Draft, Observed, graph_of, observe, writes
 from .folding import fold, is_norm
@@ -34,6 +35,7 @@ from .tidying import (
 
 _log = logging.getLogger(__name__)
 _VERSION = attrgetter("_version")  # counts the writes to a tensor
+_TENSOR_CORES = "cuda"
 _MOST_PLANS = 32  # sub-graphs kept per model
 _GLOBAL_HOOKS: tuple[Mapping[Any, Any], ...] = (
     hooks._global_forward_hooks,
@@ -93,6 +95,11 @@ class Plans:
         self._lock = threading.RLock()
         self._hooks = (*_GLOBAL_HOOKS, *chain.from_iterable(map(_hooks, module.modules())))
         self._observed: dict[str, Observed] | None = None
+        reduced = getattr(module, "precision", Precision.FLOAT32) is not Precision.FLOAT32
+        device = next((p.device.type for p in body.parameters()), "cpu")
+        self._tensor_cores = (
+            reduced and device == _TENSOR_CORES
+        )  # of a GPU: they read channels last
         self.channels_last = execution is not Execution.EXACT and self._suits_channels_last()
         self._output: nn.Module | None = None
         self._layers: OrderedDict[tuple[bool, tuple[str, ...]], nn.Module] = OrderedDict()
@@ -213,8 +220,9 @@ class Plans:
             work_in_place(draft)
             if self.channels_last and draft.observed:
                 channels_last(draft)
-                narrow_convolutions(draft)
-                pool_by_halves(draft)
+                if not self._tensor_cores:
+                    narrow_convolutions(draft)
+                    pool_by_halves(draft)
             else:
                 pool_vectorised(draft)
             if self.execution is not Execution.EXACT:
@@ -252,7 +260,7 @@ class Plans:
         return (
             bool(convolutions)
             and not isinstance(self.body, RowsAtOnce)
-            and all(map(is_float32_on_cpu, convolutions))
+            and (self._tensor_cores or all(map(is_float32_on_cpu, convolutions)))
             and (
                 self.execution is Execution.FAST
                 or len(convolutions) > 1
