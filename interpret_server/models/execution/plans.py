@@ -97,9 +97,7 @@ class Plans:
         self._observed: dict[str, Observed] | None = None
         reduced = getattr(module, "precision", Precision.FLOAT32) is not Precision.FLOAT32
         device = next((p.device.type for p in body.parameters()), "cpu")
-        self._tensor_cores = (
-            reduced and device == _TENSOR_CORES
-        )  # of a GPU: they read channels last
+        self._tensor_cores = reduced and device == _TENSOR_CORES  # which read channels last
         self.channels_last = execution is not Execution.EXACT and self._suits_channels_last()
         self._output: nn.Module | None = None
         self._layers: OrderedDict[tuple[bool, tuple[str, ...]], nn.Module] = OrderedDict()
