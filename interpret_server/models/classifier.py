@@ -352,8 +352,9 @@ class Classifier:
 
     def free(self) -> None:
         """Give up memory that only makes calls faster."""
-        if (replays := self.plans.replays) is not None:
-            replays.forget()
+        for plans in (self._plans, self._fast_plans):
+            if plans is not None and plans.replays is not None:
+                plans.replays.forget()
 
     def objective(self, x: Tensor, targets: Targets) -> tuple[Tensor, Tensor | None]:
         """The targets' values `(N,)` at `x`, and the logits where the target is one of them."""

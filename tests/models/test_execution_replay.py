@@ -405,6 +405,17 @@ def test_a_model_that_is_not_deterministic_is_never_recorded(tape: Tape) -> None
     assert tape.recorded == 0
 
 
+def test_memory_is_given_back_when_it_is_short(tape: Tape) -> None:
+    model = recorded()
+    ready(model.scout, 2)
+    ready(model, 2)
+    kept = [model.plans.replays, model.scout.plans.replays]
+    assert kept[0] is not kept[1]
+    assert [len(replays or ()) for replays in kept] == [2, 2]
+    model.free()
+    assert [len(replays or ()) for replays in kept] == [0, 0]
+
+
 def test_the_cpu_records_nothing() -> None:
     model = recorded()
     assert model.plans.replays is None
