@@ -318,6 +318,19 @@ async def test_sets_sleep_over_the_memory_budget(folder: Path):
         assert theirs(await result(fleet, judged())) == 8.5
 
 
+async def test_models_that_are_over_the_budget_sleep_once_nobody_uses_them(folder: Path):
+    async with fleet_of(folder / "plugins", memory_bytes=1) as fleet:
+        await fleet.load("net", folder / "one.pt", MANIFEST)
+        await fleet.load("judge", folder / "two.pt", MANIFEST)
+        asked = asyncio.create_task(result(fleet, judged(steps=40, seconds=0.05)))
+        await until(lambda: fleet.process_ids().get(SET))
+        await asyncio.sleep(0.5)  # the look at the memory finds both in use
+        assert fleet.process_ids()["judge"]
+        assert theirs(await asked) == 8.5
+        await until(lambda: not fleet.process_ids()["judge"])
+        assert fleet.process_ids()[SET]
+
+
 async def test_sets_are_served_on_several_devices(folder: Path):
     async with fleet_of(folder / "plugins", devices=("cpu", "cpu")) as fleet:
         await fleet.load("net", folder / "one.pt", MANIFEST)

@@ -11,7 +11,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import AsyncGenerator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,7 @@ class Fleet:
         self._closing = False
         self._scratch: Scratch | None = None  # for files that outlive the calls that brought them
         self._numbers = itertools.count(1)
+        self._tidied = 0  # the number of the last look at the memory
 
     async def start(self) -> None:
         """Start the process that workers come from.
@@ -294,19 +295,39 @@ class Fleet:
             self._later(self._sleep_some(keep))
 
     async def _sleep_some(self, keep: Keeper) -> None:
-        """Put models to sleep, the one used longest ago first, until the rest fits."""
+        """Put models to sleep, the one used longest ago first, until the rest fits.
+
+        One that is in use is waited for, unless another model has been loaded or woken since.
+        """
         assert self._memory is not None
+        turn = self._tidied = next(self._numbers)
         held = {
             keeper: await asyncio.to_thread(_held_bytes, keeper.process_ids())
             for keeper in self._all()
         }
-        for keeper in sorted(held, key=lambda item: item.used):
-            if sum(held.values()) <= self._memory:
+        while turn == self._tidied:
+            held = {keeper: held[keeper] for keeper in self._all() if keeper in held}
+            for keeper in sorted(held, key=lambda item: item.used):
+                if sum(held.values()) <= self._memory:
+                    return
+                if keeper is not keep and not keeper.users.count and keeper.awake:
+                    _logger.info("model %s sleeps until it is called", keeper.name)
+                    await keeper.sleep()
+                    held[keeper] = 0
+            busy = [item for item in held if item is not keep and item.users.count and item.awake]
+            if not busy:
                 return
-            if keeper is not keep and not keeper.users.count and keeper.awake:
-                _logger.info("model %s sleeps until it is called", keeper.name)
-                await keeper.sleep()
-                held[keeper] = 0
+            await _first_empty(busy)
+
+
+async def _first_empty(keepers: Iterable[Keeper]) -> None:
+    """Until nobody uses one of the models."""
+    waits = [asyncio.ensure_future(keeper.users.empty()) for keeper in keepers]
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()
 
 
 def _resolve(device: str, cuda_devices: int) -> str:
